@@ -1,0 +1,115 @@
+"""What crosses the border between supervisor and runner: the request, the chunks of its answer, and health.
+
+The wire is newline-delimited JSON over HTTP: `POST /completion` takes a CompletionRequest and answers with one
+CompletionChunk a line, the last one with `done: true`; `GET /health` answers with a Health.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+from collections.abc import Iterator
+
+import msgspec
+
+from mlxsup.errors import BadAnswer, InvalidRequest
+
+MAX_SEED = 2**53
+"""Seeds are integers that every JSON reader keeps exact: 0 < seed < 2**53."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Sampling options of text runners; None means the engine's default."""
+
+    num_predict: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: list[str] | None = None
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One piece of work for a runner. None and empty mean "the engine's default".
+
+    `width`, `height` are pixels, `images` raw picture files (base64 on the wire), `seed` is chosen when None or 0.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    seed: int | None = None
+    images: list[bytes] = []
+    options: Options | None = None
+
+    def with_seed(self) -> CompletionRequest:
+        """Return this request with a seed of its own.
+
+        Raises:
+            InvalidRequest: a seed outside 0..2**53-1.
+        """
+        if not self.seed:
+            return msgspec.structs.replace(self, seed=1 + secrets.randbelow(MAX_SEED - 1))
+        if not 0 < self.seed < MAX_SEED:
+            raise InvalidRequest(f"seed must be between 0 and {MAX_SEED - 1} (0: choose one), not {self.seed}")
+        return self
+
+    def fields_in_use(self) -> Iterator[str]:
+        """Name the fields beside `prompt` that differ from their defaults, options as `options.top_k`."""
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name == "options" and value is not None:
+                yield from (f"options.{key}" for key in value.__struct_fields__ if getattr(value, key) is not None)
+            elif name != "prompt" and value not in (None, "", []):
+                yield name
+
+
+class CompletionChunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a runner's answer. Durations are nanoseconds, `image` is a base64 picture file ("" for none)."""
+
+    content: str = ""
+    image: str = ""
+    seed: int | None = None
+    done: bool = False
+    step: int | None = None
+    total: int | None = None
+    stop_reason: str | None = None
+    prompt_eval_count: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_count: int | None = None
+    eval_duration: int | None = None
+
+    def image_bytes(self) -> bytes:
+        """Return the picture file's bytes.
+
+        Raises:
+            BadAnswer: the runner sent something that is not base64, or no picture at all.
+        """
+        if not self.image:
+            raise BadAnswer("this chunk carries no picture")
+        try:
+            return base64.b64decode(self.image, validate=True)
+        except binascii.Error as error:
+            raise BadAnswer(f"the runner's picture is not base64: {error}") from error
+
+
+class RunnerMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runner says of its own memory, in bytes."""
+
+    active: int = 0
+    peak: int = 0
+    cache: int = 0
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `GET /health`; `progress` runs from 0 to 1 while loading."""
+
+    status: str = ""
+    progress: float | None = None
+    pid: int | None = None
+    model: str | None = None
+    busy: bool | None = None
+    memory: RunnerMemory | None = None

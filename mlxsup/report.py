@@ -1,0 +1,68 @@
+"""What a supervisor says of itself: plain frozen structs, the same for the library, HTTP and the CLI.
+
+Sizes are bytes. Times are Unix seconds for people to read (None: never); every decision is made on the monotonic clock.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+State = Literal[
+    "stopped", "starting", "ready", "draining", "stopping", "backoff", "failed", "stuck"
+]  # fmt: skip
+"""A model's state. `backoff` and `failed` have no process; `stuck` was sent SIGKILL and is not gone yet."""
+
+
+class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A runner's memory: what was reserved before the start, what is used now, the most it used."""
+
+    estimated: int = 0
+    measured: int = 0
+    peak: int = 0
+
+
+class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One configured model and the process that serves it, if any (pid -1 without one)."""
+
+    model: str
+    engine: str
+    path: str
+    aliases: list[str]
+    state: State
+    pid: int = -1
+    address: str = ""
+    progress: float | None = None
+    memory: MemoryReport = MemoryReport()
+    context_length: int = 0
+    leases: int = 0
+    queue: int = 0
+    started: float | None = None
+    last_used: float | None = None
+    expires: float | None = None
+    exits: int = 0
+    exit_code: int | None = None
+    last_error: str = ""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole supervisor at one moment; `closing` once it takes no new work."""
+
+    version: str
+    pid: int
+    started: float
+    closing: bool
+    runners: list[RunnerReport]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One transition of one model: the `generation` counts its processes, `reason` says why in words."""
+
+    model: str
+    state: State
+    previous: State
+    generation: int
+    at: float
+    pid: int = -1
+    reason: str = ""
