@@ -1,0 +1,21 @@
+"""How runners of the NDJSON wire answer on their health path: 503 while loading, with progress, then 200."""
+
+from __future__ import annotations
+
+import msgspec
+
+from mlxsup.engines.base import Finding, Verdict
+from mlxsup.protocol import Health
+
+_decoder = msgspec.json.Decoder(Health)
+
+
+def read_health(status: int, body: bytes) -> Finding:
+    """Read one health answer; a body that is not the wire's Health counts by its status alone."""
+    if status == 200:
+        return Finding(Verdict.READY)
+    try:
+        health = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Finding(Verdict.LOADING, detail=f"health answered {status}")
+    return Finding(Verdict.LOADING, progress=health.progress, detail=f"health answered {status} ({health.status})")
