@@ -1,0 +1,1 @@
+"""Acts: one child process each, from spawn to gone."""

@@ -1,0 +1,142 @@
+"""The supervisor's end of the sentinel: keeps one running, tells it which groups to end if the supervisor is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import mlxsup
+from mlxsup.errors import LoadFailed
+from mlxsup.runners import sentinel
+from mlxsup.runners.output import OutputRecord, Stream
+from mlxsup.runners.process import Process
+
+log = logging.getLogger(__name__)
+
+SOCKET_PATH_LIMIT = 103
+"""macOS gives 104 bytes to the path of a unix socket, the closing NUL included; Linux 108."""
+
+_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from mlxsup.runners.sentinel import main; main()"
+
+
+class Guard:
+    """What makes sure that no runner outlives this supervisor: a random mark, a private folder, a sentinel process.
+
+    `start` is cheap until the first runner: the sentinel is started by the first `watch`.
+    """
+
+    def __init__(self) -> None:
+        self.mark = secrets.token_hex(8)
+        self.folder = Path(tempfile.mkdtemp(prefix="mlxsup-", dir=_short_base()))
+        self._sentinel: Process | None = None
+        self._watcher: asyncio.Task[object] | None = None
+        self._pipe: int | None = None
+        self._groups: dict[int, str] = {}
+        self._starting = asyncio.Lock()
+
+    def new_mark(self) -> str:
+        """Return a mark for one runner; it starts with the supervisor's."""
+        return f"{self.mark}.{secrets.token_hex(4)}"
+
+    async def ready(self) -> None:
+        """Have a living sentinel; called before each spawn, so that one that died is replaced.
+
+        Raises:
+            LoadFailed: the sentinel cannot be started; nothing may be spawned then.
+        """
+        async with self._starting:
+            if self._sentinel is None or self._sentinel.exited is not None:
+                self._drop_pipe()
+                await self._start()
+
+    def watch(self, pgid: int) -> None:
+        """Have this group ended if the supervisor dies."""
+        self._groups[pgid] = sentinel.start_time(pgid) or "-"
+        self._tell(f"watch {pgid} {self._groups[pgid]}")
+
+    def forget(self, pgid: int) -> None:
+        """The group is gone and its number free for others."""
+        if self._groups.pop(pgid, None) is not None:
+            self._tell(f"forget {pgid}")
+
+    async def close(self) -> None:
+        """Dismiss the sentinel, wait for its end and remove the folder."""
+        self._tell("bye")
+        self._drop_pipe()
+        if self._sentinel is not None:
+            await self._sentinel.wait()
+            self._sentinel = None
+        if self._watcher is not None:
+            await self._watcher
+            self._watcher = None
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Let go without waiting, as when the loop is being torn down: the sentinel then ends what is left."""
+        self._drop_pipe()
+
+    async def _start(self) -> None:
+        reader, writer = os.pipe()
+        try:
+            package_home = str(Path(mlxsup.__file__).parent.parent)
+            self._sentinel = await Process.spawn(
+                (sys.executable, "-I", "-S", "-c", _BOOT, package_home, self.mark, str(self.folder)),
+                env={},
+                cwd="/",
+                mark="sentinel",
+                output=OutputRecord(_log_complaint),
+                stdin=reader,
+            )
+        except BaseException:
+            os.close(writer)
+            raise
+        finally:
+            os.close(reader)
+        os.set_blocking(writer, False)
+        self._pipe = writer
+        self._watcher = asyncio.create_task(self._sentinel.watch(), name="mlxsup sentinel")
+        for pgid, started in self._groups.items():
+            self._tell(f"watch {pgid} {started}")
+
+    def _tell(self, order: str) -> None:
+        if self._pipe is None:
+            return
+        try:
+            os.write(self._pipe, f"{order}\n".encode())
+        except OSError as error:  # it died: replaced before the next spawn
+            log.warning("the sentinel does not listen: %s", error)
+
+    def _drop_pipe(self) -> None:
+        if self._pipe is not None:
+            with suppress(OSError):
+                os.close(self._pipe)
+            self._pipe = None
+
+
+def _log_complaint(stream: Stream, line: str, *, is_error: bool) -> None:
+    log.error("sentinel: %s", line, extra={"stream": stream, "is_error": is_error})
+
+
+def _short_base() -> str:
+    """A base folder short enough for `mlxsup-xxxxxxxx/<name>.sock`.
+
+    Raises:
+        LoadFailed: neither the runtime folder, nor the temporary one, nor /tmp is short enough and writable.
+    """
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes it private
+        if (
+            base
+            and len(base) + len("/mlxsup-12345678/1234567890.sock") <= SOCKET_PATH_LIMIT
+            and os.access(base, os.W_OK)
+        ):
+            return base
+    raise LoadFailed(
+        "no short writable folder for sockets; set TMPDIR to one, such as /tmp", details={"permanent": True}
+    )

@@ -1,0 +1,282 @@
+"""A child's output: chunks to lines, lines to a ring of last words, and the one line that says what went wrong.
+
+Memory is bounded however the child behaves: a line keeps its head and its tail, a stream its first and its last lines.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, Protocol, get_args
+
+Stream = Literal["stdout", "stderr"]
+Cause = Literal[
+    "out_of_memory",
+    "missing_library",
+    "missing_file",
+    "port_in_use",
+    "gpu_timeout",
+    "panic",
+    "traceback",
+    "error",
+    "unknown",
+]
+"""What a runner's last words speak of, gravest and most telling first; `unknown` when no line looks like an error."""
+
+LINE_HEAD = 6 * 1024
+LINE_TAIL = 2 * 1024
+FIRST_LINES = 20
+LAST_LINES = 100
+
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
+
+_CLASSES: tuple[tuple[Cause, re.Pattern[str]], ...] = (
+    (
+        "out_of_memory",
+        re.compile(
+            r"""out\ of\ memory | cannot\ allocate\ memory | \bMemoryError\b | std::bad_alloc | failed\ to\ allocate
+            | OutOfMemory | insufficient\ memory | unable\ to\ allocate | exceeds\ the\ maximum\ allowed\ buffer\ size""",
+            re.IGNORECASE | re.VERBOSE,
+        ),
+    ),
+    (
+        "missing_library",
+        re.compile(
+            r"""\bModuleNotFoundError\b | \bImportError\b | error\ while\ loading\ shared\ libraries | Library\ not\ loaded
+            | image\ not\ found | cannot\ open\ shared\ object\ file | is\ not\ importable""",
+            re.IGNORECASE | re.VERBOSE,
+        ),
+    ),
+    (
+        "port_in_use",
+        re.compile(r"address already in use|EADDRINUSE|port \d+ is (?:already )?in use", re.IGNORECASE),
+    ),
+    (
+        "gpu_timeout",
+        re.compile(
+            r"GPU Timeout|kIOGPUCommandBufferCallbackError|command buffer execution failed|Xid \(|GPU Hang",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        "missing_file",
+        re.compile(r"\bFileNotFoundError\b|no such file or directory|failed to open\b.*\bfile", re.IGNORECASE),
+    ),
+    (
+        "panic",
+        re.compile(
+            r"""\bpanicked\ at\b | ^panic: | ^fatal\ error: | segmentation\ fault | assertion\ .*failed | GGML_ASSERT
+            | terminate\ called | libc\+\+abi:\ terminating | ^\s*what\(\):""",
+            re.IGNORECASE | re.VERBOSE,
+        ),
+    ),
+)
+_TRACEBACK = "Traceback (most recent call last):"
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Iteration|Group)?(?::|$)")
+_ERROR = re.compile(r"^(?:\S+ +){0,4}(?:\[?(?:error|fatal|critical)\b\]?:?)|\b(?:error|failed|fatal)\b:", re.IGNORECASE)
+_RANK: dict[Cause, int] = {cause: -rank for rank, cause in enumerate(get_args(Cause))}
+"""Higher wins: the classes are listed gravest first."""
+
+
+def clean(raw: bytes) -> str:
+    """Decode one line for people: bad UTF-8 replaced, control sequences gone, progress bars shown as they ended."""
+    text = raw.decode("utf-8", errors="replace").rstrip("\r\n")
+    return _CONTROL.sub("", text.rpartition("\r")[2]).rstrip()
+
+
+class LineSplitter:
+    """Cuts chunks into lines. Of a line longer than LINE_HEAD + LINE_TAIL bytes the middle is left out, and said so."""
+
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
+        self._head = bytearray()
+        self._tail = b""
+        self._skipped = 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take bytes as they came; calls `on_line` for each line that is now whole."""
+        *whole, rest = chunk.split(b"\n")
+        for piece in whole:
+            self._extend(piece)
+            self.flush()
+        self._extend(rest)
+
+    def flush(self) -> None:
+        """End the line in hand, as at the end of the stream."""
+        line = self.pending()
+        self._head.clear()
+        self._tail = b""
+        self._skipped = 0
+        if line:
+            self._on_line(line)
+
+    def pending(self) -> str:
+        """Return the line in hand so far, "" when there is none."""
+        if not self._tail:
+            return clean(bytes(self._head))
+        if not self._skipped:
+            return clean(bytes(self._head) + self._tail)
+        return f"{clean(bytes(self._head))} [... {self._skipped} bytes left out ...] {clean(self._tail)}"
+
+    def _extend(self, piece: bytes) -> None:
+        room = LINE_HEAD - len(self._head)
+        if room > 0:
+            self._head += piece[:room]
+            piece = piece[room:]
+        if piece:
+            kept = (self._tail + piece)[-LINE_TAIL:] if len(piece) < LINE_TAIL else piece[-LINE_TAIL:]
+            self._skipped += len(self._tail) + len(piece) - len(kept)
+            self._tail = kept
+
+
+class Diagnosis:
+    """Follows stderr line by line and remembers the line that best says what went wrong."""
+
+    def __init__(self) -> None:
+        self.cause: Cause = "unknown"
+        self._line = ""
+        self._last = ""
+        self._in_traceback = False
+
+    @property
+    def line(self) -> str:
+        """The best line by class; without one, the last line that was not empty."""
+        return self._line or self._last
+
+    def read(self, line: str) -> bool:
+        """Take one line and tell whether it looks like an error."""
+        if line.strip():
+            self._last = line.strip()
+        cause = self._classify(line)
+        if cause != "unknown" and _RANK[cause] >= _RANK[self.cause]:
+            self.cause = cause
+            self._line = line.strip()
+        return cause != "unknown" or self._in_traceback
+
+    def _classify(self, line: str) -> Cause:
+        if line.startswith(_TRACEBACK):
+            self._in_traceback = True
+            return "unknown"
+        raised = self._in_traceback and not line[:1].isspace() and bool(_RAISED.match(line))
+        if raised:
+            self._in_traceback = False
+        for cause, pattern in _CLASSES:
+            if pattern.search(line) and not (self._in_traceback and line[:1].isspace()):
+                return cause
+        if raised:
+            return "traceback"
+        return "error" if _ERROR.search(line) else "unknown"
+
+
+class LastWords:
+    """The first and the last lines of a stream, in order, with the gap between them named."""
+
+    def __init__(self, first: int = FIRST_LINES, last: int = LAST_LINES) -> None:
+        self._first: list[str] = []
+        self._room = first
+        self._last: deque[str] = deque(maxlen=last)
+        self._count = 0
+
+    def add(self, line: str) -> None:
+        """Keep one line."""
+        self._count += 1
+        if len(self._first) < self._room:
+            self._first.append(line)
+        else:
+            self._last.append(line)
+
+    def lines(self) -> list[str]:
+        """Return what is kept, oldest first."""
+        gap = self._count - len(self._first) - len(self._last)
+        return [*self._first, *([f"[... {gap} lines left out ...]"] if gap else []), *self._last]
+
+
+class OnLine(Protocol):
+    """Gets each line worth logging."""
+
+    def __call__(self, stream: Stream, line: str, *, is_error: bool) -> None:
+        """Take one line of one stream."""
+
+
+class OutputRecord:
+    """Both streams of one child, as lines: kept, diagnosed, and handed to `on_line(stream, line, is_error)`.
+
+    Lines that match `noise` are dropped before anything sees them. `on_line` is spared floods: of the lines of one second
+    it gets the first LINES_PER_SECOND, then one line with the number left out; all are kept and diagnosed.
+    """
+
+    LINES_PER_SECOND = 500
+
+    def __init__(
+        self,
+        on_line: OnLine,
+        noise: re.Pattern[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._on_line = on_line
+        self._noise = noise
+        self._clock = clock
+        self._second = -1.0
+        self._passed = 0
+        self._withheld = 0
+        self._words: dict[Stream, LastWords] = {"stdout": LastWords(), "stderr": LastWords()}
+        self._diagnoses: dict[Stream, Diagnosis] = {"stdout": Diagnosis(), "stderr": Diagnosis()}
+        self._splitters: dict[Stream, LineSplitter] = {
+            "stdout": LineSplitter(lambda line: self._take("stdout", line)),
+            "stderr": LineSplitter(lambda line: self._take("stderr", line)),
+        }
+
+    def feed(self, stream: Stream, chunk: bytes) -> None:
+        """Take bytes of one stream."""
+        self._splitters[stream].feed(chunk)
+
+    def end(self, stream: Stream) -> None:
+        """End one stream: its last line counts even without a newline."""
+        self._splitters[stream].flush()
+        self._tell_withheld(stream)
+
+    @property
+    def cause(self) -> Cause:
+        """The class of the line that `last_error` returns."""
+        return self._telling().cause
+
+    @property
+    def last_error(self) -> str:
+        """The line that says best what went wrong, "" when the child said nothing."""
+        return self._telling().line or self._splitters["stderr"].pending()
+
+    def last_words(self) -> list[str]:
+        """The kept lines of stderr; those of stdout when stderr has none."""
+        for stream in ("stderr", "stdout"):
+            pending = self._splitters[stream].pending()
+            lines = self._words[stream].lines() + ([pending] if pending else [])
+            if lines:
+                return lines
+        return []
+
+    def _telling(self) -> Diagnosis:
+        stderr, stdout = self._diagnoses["stderr"], self._diagnoses["stdout"]
+        return stdout if not stderr.line or (stderr.cause == "unknown" and stdout.cause != "unknown") else stderr
+
+    def _take(self, stream: Stream, line: str) -> None:
+        if self._noise is not None and self._noise.search(line):
+            return
+        self._words[stream].add(line)
+        is_error = self._diagnoses[stream].read(line)
+        now = self._clock()
+        if now - self._second >= 1.0:
+            self._tell_withheld(stream)
+            self._second = now
+            self._passed = 0
+        if self._passed < self.LINES_PER_SECOND:
+            self._passed += 1
+            self._on_line(stream, line, is_error=is_error)
+        else:
+            self._withheld += 1
+
+    def _tell_withheld(self, stream: Stream) -> None:
+        if self._withheld:
+            count, self._withheld = self._withheld, 0
+            self._on_line(stream, f"[... {count} lines not logged ...]", is_error=False)

@@ -1,0 +1,273 @@
+"""One child process: spawned with pipes of our own, its end noticed once, its group signalled, its leavings found.
+
+The only user of `asyncio.create_subprocess_exec`. Nothing here knows of models or HTTP.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import fcntl
+import os
+import signal
+import termios
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import msgspec
+
+from mlxsup.errors import EngineUnavailable, LoadFailed
+from mlxsup.runners import marks
+from mlxsup.runners.output import Cause, OutputRecord, Stream
+
+DRAIN_LIMIT = 1.0
+KILL_WAIT = 5.0
+_DRAIN_PAUSE = 0.001
+
+
+class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a child ended. `at` is monotonic, `uptime` seconds since the spawn; exactly one of code and signal is set."""
+
+    code: int | None
+    signal: int | None
+    at: float
+    uptime: float
+    cause: Cause
+    last_error: str
+    last_words: list[str]
+
+    def describe(self) -> str:
+        """Return `exit code 3` or `SIGKILL`, with the last error behind it where there is one."""
+        how = f"exit code {self.code}" if self.signal is None else _signal_name(self.signal)
+        return f"{how}: {self.last_error}" if self.last_error else how
+
+    def details(self) -> dict[str, Any]:
+        """Return the facts for an error's details."""
+        return {
+            "exit_code": self.code,
+            "signal": None if self.signal is None else _signal_name(self.signal),
+            "uptime": round(self.uptime, 3),
+            "cause": self.cause,
+            "last_error": self.last_error,
+            "last_words": self.last_words,
+        }
+
+
+def _signal_name(number: int) -> str:
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+class _Pump(asyncio.Protocol):
+    """Reads one pipe for as long as it has data; never stops reading, so the child never blocks on its output."""
+
+    def __init__(self, output: OutputRecord, stream: Stream, on_data: Callable[[], None]) -> None:
+        self._output = output
+        self._stream: Stream = stream
+        self._on_data = on_data
+        self.ended = False
+
+    def data_received(self, data: bytes) -> None:
+        self._output.feed(self._stream, data)
+        self._on_data()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if not self.ended:
+            self.ended = True
+            self._output.end(self._stream)
+
+
+class Activity:
+    """Signs of life of a child (output, its ready byte, its end), for the one task that waits for the next of them."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self.count = 0
+
+    def note(self) -> None:
+        """Something happened."""
+        self.count += 1
+        self._event.set()
+
+    async def wait(self, timeout: float) -> None:
+        """Wait for the next sign, at most `timeout` seconds."""
+        self._event.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._event.wait()
+
+
+class Process:
+    """A child in a session of its own. Made by `Process.spawn`; `watch` must run until it returns the exit record."""
+
+    def __init__(self, child: asyncio.subprocess.Process, mark: str, output: OutputRecord) -> None:
+        self._child = child
+        self.pid = child.pid
+        self.mark = mark
+        self.output = output
+        self.started = time.monotonic()
+        self.activity = Activity()
+        self._pumps: list[tuple[asyncio.ReadTransport, _Pump, int]] = []
+        self._exit: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def spawn(
+        cls,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: str | None,
+        mark: str,
+        output: OutputRecord,
+        pass_fds: Sequence[int] = (),
+        stdin: int = asyncio.subprocess.DEVNULL,
+    ) -> Process:
+        """Start `argv` with its output on our pipes, nothing on stdin unless given, no descriptors but `pass_fds`.
+
+        Raises:
+            EngineUnavailable: the program is not there, not executable, or not for this machine.
+            LoadFailed: the system has no room for another process or descriptor; another try may succeed.
+        """
+        loop = asyncio.get_running_loop()
+        with ExitStack() as always, ExitStack() as on_failure:
+            ends: dict[Stream, int] = {}
+            readers = {}
+            try:
+                for stream in ("stdout", "stderr"):
+                    reader, ends[stream] = os.pipe()
+                    always.callback(os.close, ends[stream])
+                    readers[stream] = on_failure.enter_context(os.fdopen(reader, "rb", buffering=0))
+                child = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=stdin,
+                    stdout=ends["stdout"],
+                    stderr=ends["stderr"],
+                    env={**env, marks.MARK: mark},
+                    cwd=cwd,
+                    pass_fds=tuple(pass_fds),
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise spawn_error(argv[0], error) from error
+            on_failure.pop_all()
+        process = cls(child, mark, output)
+        for stream in ("stdout", "stderr"):
+            pump = _Pump(output, stream, process.activity.note)
+            transport, _ = await loop.connect_read_pipe(lambda pump=pump: pump, readers[stream])
+            process._pumps.append((transport, pump, readers[stream].fileno()))
+        return process
+
+    @property
+    def exited(self) -> ExitRecord | None:
+        """The exit record, once there is one."""
+        return self._exit.result() if self._exit.done() and not self._exit.cancelled() else None
+
+    async def wait(self) -> ExitRecord:
+        """Wait for the exit record; any number of callers may, any number of times."""
+        return await asyncio.shield(self._exit)
+
+    async def watch(self) -> ExitRecord:
+        """Wait for the end, end the rest of the group, read the output to its end, and publish the exit record."""
+        status = await self._child.wait()
+        at = time.monotonic()
+        self.signal_group(signal.SIGKILL)
+        await self._drain_output()
+        record = ExitRecord(
+            code=status if status >= 0 else None,
+            signal=-status if status < 0 else None,
+            at=at,
+            uptime=at - self.started,
+            cause=self.output.cause,
+            last_error=self.output.last_error,
+            last_words=self.output.last_words(),
+        )
+        if not self._exit.done():
+            self._exit.set_result(record)
+        self.activity.note()
+        return record
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Signal the whole group; a group that is gone is fine."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    async def stop(self, number: signal.Signals, grace: float) -> bool:
+        """Ask the group to end, wait `grace` seconds, then kill it and what carries its mark; True when it was reaped.
+
+        A stopped (SIGSTOP) child is continued, or the signal would never reach it.
+        """
+        if self.exited is None:
+            self.signal_group(number)
+            self.signal_group(signal.SIGCONT)
+            if not await self._reaped_within(grace):
+                self.signal_group(signal.SIGKILL)
+        return await self._reaped_within(KILL_WAIT)
+
+    async def sweep(self) -> list[int]:
+        """Kill what is left of the group and what carries the mark; return the pids that would not go."""
+        left: list[int] = []
+        limit = time.monotonic() + KILL_WAIT
+        while True:
+            left = await asyncio.to_thread(self._leavings)
+            marks.kill(left)
+            if not left or time.monotonic() > limit:
+                return left
+            await asyncio.sleep(0.01)
+
+    def _leavings(self) -> list[int]:
+        return sorted({*marks.marked(self.mark), *marks.group_members(self.pid)})
+
+    async def _reaped_within(self, seconds: float) -> bool:
+        done, _ = await asyncio.wait({self._exit}, timeout=seconds)
+        return bool(done)
+
+    async def _drain_output(self) -> None:
+        """Read what the child wrote before its end. A grandchild may hold the pipe open: an empty pipe is enough."""
+        limit = time.monotonic() + DRAIN_LIMIT
+        while time.monotonic() < limit:
+            if all(pump.ended or not _bytes_waiting(fd) for _, pump, fd in self._pumps):
+                break
+            await asyncio.sleep(_DRAIN_PAUSE)
+        for transport, pump, _ in self._pumps:
+            transport.close()
+            pump.connection_lost(None)
+
+
+def _bytes_waiting(fd: int) -> int:
+    count = array.array("i", [0])
+    try:
+        fcntl.ioctl(fd, termios.FIONREAD, count)
+    except (OSError, ValueError):  # closed: its end was read
+        return 0
+    return count[0]
+
+
+def spawn_error(program: str, error: OSError) -> LoadFailed:
+    """Turn a failed spawn into the error a caller sees."""
+    permanent = error.errno in (
+        errno.ENOENT,
+        errno.EACCES,
+        errno.ENOEXEC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.ENAMETOOLONG,
+    )
+    reasons = {
+        errno.ENOENT: "no such file",
+        errno.EACCES: "not executable",
+        errno.ENOEXEC: "not a program for this machine",
+        errno.EMFILE: "this process has no descriptors left (ulimit -n)",
+        errno.ENFILE: "the system has no descriptors left",
+        errno.EAGAIN: "the system has no room for another process (ulimit -u)",
+        errno.ENOMEM: "the system has no memory for another process",
+    }
+    why = reasons.get(error.errno or 0, error.strerror or str(error))
+    kind = EngineUnavailable if permanent else LoadFailed
+    return kind(
+        f"cannot start {program}: {why}", details={"permanent": permanent, "stage": "spawn", "errno": error.errno}
+    )

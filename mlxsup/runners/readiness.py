@@ -1,0 +1,228 @@
+"""Waiting for a runner to be ready: probes, raced against its exit, a stop, and a deadline that progress moves on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import aiohttp
+import psutil
+
+from mlxsup.config import ModelSettings
+from mlxsup.engines import Address, Engine, Finding, Verdict
+from mlxsup.errors import LoadFailed, LoadTimeout
+from mlxsup.runners.listener import Owner, owner
+from mlxsup.runners.process import Process
+
+PROBE_TIMEOUT = 1.0
+MIN_PAUSE = 0.002
+MAX_PAUSE = 0.25
+PAUSE_SHARE = 0.02
+GROWTH = 1 << 20
+"""Resident memory that grows by less than this many bytes between two looks is no progress."""
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """The race was lost: the child exited, or a stop was asked for."""
+
+
+class StrangerListens(Exception):
+    """Somebody else's process answers on the port that the runner was given."""
+
+
+def pause(elapsed: float) -> float:
+    """Return the seconds between two probes, `elapsed` seconds after the spawn or the last sign of life."""
+    return max(MIN_PAUSE, min(MAX_PAUSE, PAUSE_SHARE * elapsed))
+
+
+async def race(work: Awaitable[T], interrupted: asyncio.Future[None]) -> T:
+    """Return what `work` returns.
+
+    Raises:
+        Interrupted: `interrupted` was resolved first; `work` is cancelled and over.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        if interrupted.done():
+            raise Interrupted
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+        with suppress(asyncio.CancelledError, Exception):  # it lost: whatever it ends with is nobody's concern
+            await task
+
+
+class Readiness:
+    """Watches one load. `progress` and `detail` say how far it is, for status and for the error of a timeout."""
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        engine: Engine,
+        process: Process,
+        address: Address,
+        session: aiohttp.ClientSession,
+        load_timeout: float,
+    ) -> None:
+        self._model = model
+        self._engine = engine
+        self._process = process
+        self._address = address
+        self._session = session
+        self._load_timeout = load_timeout
+        self._health = model.health or engine.default_health
+        self._owner_known = address.transport == "unix" or not model.check_listener
+        self._moved = process.started
+        self._resident = 0
+        self._looked = 0.0
+        self.progress: float | None = None
+        self.detail = "nothing answers yet"
+        self.told_ready = False
+
+    async def wait(self, interrupted: asyncio.Future[None]) -> None:
+        """Return when the runner is ready.
+
+        Raises:
+            Interrupted: it exited, or a stop was asked for.
+            StrangerListens: the port is somebody else's; try another.
+            LoadFailed: the engine says that it will never be ready.
+            LoadTimeout: no progress for the load timeout, or no end within the cap.
+        """
+        paced_from = self._process.started
+        while True:
+            finding = await race(self._probe(), interrupted)
+            if finding.verdict is Verdict.READY and await race(self._is_ours(), interrupted):
+                return
+            if finding.verdict is Verdict.FAILED:
+                raise LoadFailed(finding.detail, details={"stage": "loading", "model": self._model.name})
+            self.detail = finding.detail or self.detail
+            if self._note_progress(finding):
+                paced_from = time.monotonic()
+            self._check_deadline()
+            activity = self._process.activity
+            before = activity.count
+            await race(activity.wait(pause(time.monotonic() - paced_from)), interrupted)
+            if activity.count != before:
+                paced_from = time.monotonic()
+
+    async def _probe(self) -> Finding:
+        if self.told_ready:
+            return Finding(Verdict.READY)
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                if self._health == "none":
+                    return await self._knock()
+                async with self._session.get(self._address.base_url + self._health) as answer:
+                    body = await answer.content.read(64 * 1024)
+                    return self._engine.read_health(answer.status, body)
+        except TimeoutError:
+            return Finding(Verdict.LOADING, detail=f"{self._health} did not answer within {PROBE_TIMEOUT:g} s")
+        except (aiohttp.ClientError, OSError):
+            return Finding(Verdict.LOADING)
+
+    async def _knock(self) -> Finding:
+        at = self._address
+        opening: Awaitable[tuple[Any, asyncio.StreamWriter]] = (
+            asyncio.open_unix_connection(at.socket) if at.socket else asyncio.open_connection(at.host, at.port)
+        )
+        _, writer = await opening
+        writer.close()
+        return Finding(Verdict.READY)
+
+    async def _is_ours(self) -> bool:
+        if not self._owner_known:
+            found = await asyncio.to_thread(owner, self._address, self._process.pid, self._process.mark)
+            if found is Owner.STRANGER:
+                raise StrangerListens
+            self._owner_known = True
+        return True
+
+    def _note_progress(self, finding: Finding) -> bool:
+        """Move the deadline on when health progress or resident memory grew; True for the former."""
+        now = time.monotonic()
+        if finding.progress is not None and finding.progress > (self.progress or 0.0):
+            self.progress = finding.progress
+            self._moved = now
+            return True
+        if now - self._looked >= min(1.0, self._load_timeout / 4):
+            self._looked = now
+            resident = _resident(self._process.pid)
+            if resident > self._resident + GROWTH:
+                self._resident = resident
+                self._moved = now
+        return False
+
+    def _check_deadline(self) -> None:
+        now = time.monotonic()
+        loading = now - self._process.started
+        if loading > self._model.load_cap:
+            raise self._timeout(f"was not ready within {self._model.load_cap:g} s, the cap")
+        if now - self._moved > self._load_timeout:
+            raise self._timeout(f"made no progress for {self._load_timeout:g} s")
+
+    def _timeout(self, what: str) -> LoadTimeout:
+        last = self._process.output.last_error
+        told = f"; its last words: {last}" if last else ""
+        return LoadTimeout(
+            f"{self._model.name} {what} ({self.detail}){told}",
+            details={
+                "stage": "loading",
+                "detail": self.detail,
+                "progress": self.progress,
+                "model": self._model.name,
+                "last_error": last,
+                "last_words": self._process.output.last_words(),
+            },
+        )
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def open_session(address: Address, connect_timeout: float) -> aiohttp.ClientSession:
+    """Return the one HTTP session of a runner: fresh connections, no limits of number or time but the connect's.
+
+    A kept connection that the runner has just closed would fail a request that never reached it; a new one on loopback
+    costs a fraction of a millisecond.
+    """
+    connector: aiohttp.BaseConnector = (
+        aiohttp.UnixConnector(address.socket, limit=0, force_close=True)
+        if address.socket
+        else aiohttp.TCPConnector(limit=0, force_close=True)
+    )
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
+        auto_decompress=False,
+        skip_auto_headers=("Accept-Encoding", "User-Agent"),
+        trust_env=False,
+        read_bufsize=256 * 1024,
+    )
+
+
+async def listen_for_ready_byte(reader: int, on_ready: Callable[[], None]) -> asyncio.BaseTransport:
+    """Call `on_ready` when a byte comes out of the descriptor `reader`, which now belongs to the transport returned."""
+    file = os.fdopen(reader, "rb", buffering=0)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: _ReadyByte(on_ready), file)
+    return transport
+
+
+class _ReadyByte(asyncio.Protocol):
+    def __init__(self, on_ready: Callable[[], None]) -> None:
+        self._on_ready = on_ready
+
+    def data_received(self, data: bytes) -> None:
+        if data:
+            self._on_ready()

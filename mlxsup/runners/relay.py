@@ -1,0 +1,212 @@
+"""An answer of a runner: bytes to lines, lines to chunks, and every way of ending badly told apart from the good one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import NoReturn
+
+import aiohttp
+import msgspec
+
+from mlxsup.errors import BY_CODE, BadAnswer, MlxsupError, RunnerError, Stalled
+from mlxsup.protocol import CompletionChunk, CompletionRequest
+
+MAX_LINE = 256 * 1024 * 1024
+MAX_ERROR_BODY = 64 * 1024
+MAX_MESSAGE = 2000
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(CompletionChunk)
+_ERROR_PREFIX = "error:"
+
+Blame = Callable[[str], Awaitable[MlxsupError]]
+"""Asked when an answer breaks off: returns the error that says why, the runner's death with its last words first."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long an answer may take, in seconds: until its first chunk, and between chunks."""
+
+    first_chunk: float
+    silence: float
+
+
+class LineFramer:
+    """Cuts a byte stream into lines without their newline; never merges two, never loses a byte."""
+
+    def __init__(self, max_line: int = MAX_LINE) -> None:
+        self._parts: list[bytes] = []
+        self._held = 0
+        self._max_line = max_line
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the lines that `data` completes.
+
+        Raises:
+            BadAnswer: a line longer than the limit.
+        """
+        *whole, rest = data.split(b"\n")
+        lines = []
+        for piece in whole:
+            self._parts.append(piece)
+            lines.append(b"".join(self._parts))
+            self._parts.clear()
+            self._held = 0
+        if rest:
+            self._parts.append(rest)
+            self._held += len(rest)
+            if self._held > self._max_line:
+                raise BadAnswer(f"the runner sent a line longer than {self._max_line} bytes")
+        return lines
+
+    @property
+    def rest(self) -> bytes:
+        """What came after the last newline."""
+        return b"".join(self._parts)
+
+
+class Answer:
+    """One streamed answer, read by the caller's own task; `close` aborts the work in the runner.
+
+    An answer with steps is image work: it must end with a picture, and may report an error in its last line.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, limits: Limits, blame: Blame) -> None:
+        self._response = response
+        self._limits = limits
+        self._blame = blame
+        self._framer = LineFramer()
+        self._lines: list[bytes] = []
+        self._started = False
+        self._image_work = False
+        self._image_seen = False
+
+    async def next_chunk(self) -> CompletionChunk:
+        """Return the next chunk; not to be called again after the one with `done`.
+
+        Raises:
+            RunnerDied: the process ended before `done`.
+            BadAnswer: cut off, malformed, or `done` without the picture it promised.
+            RunnerError: the runner reported an error in its stream.
+            Stalled: nothing came for the silence limit.
+        """
+        line = await self._next_line()
+        chunk = await self._decode(line)
+        self._started = True
+        if chunk.done:
+            self.close()
+        return chunk
+
+    def close(self) -> None:
+        """Drop the connection; a runner at work sees its caller leave. Safe to call twice."""
+        self._response.close()
+
+    async def _next_line(self) -> bytes:
+        while True:
+            while self._lines:
+                line = self._lines.pop(0)
+                if line.strip():
+                    return line
+            data = await self._read()
+            if data:
+                self._lines = self._framer.feed(data)
+            elif self._framer.rest.strip():
+                # the last line may lack its newline: whole JSON with `done` ends the answer, anything else was cut
+                rest, self._framer = self._framer.rest, LineFramer()
+                with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                    if _decoder.decode(rest).done:
+                        return rest
+                await self._fail("its answer was cut off in the middle of a line")
+            else:
+                await self._fail("its answer ended without a last chunk")
+
+    async def _read(self) -> bytes:
+        limit = self._limits.silence if self._started else self._limits.first_chunk
+        try:
+            async with asyncio.timeout(limit):
+                return await self._response.content.readany()
+        except TimeoutError:
+            self.close()
+            what = "nothing more" if self._started else "no first chunk"
+            raise Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit}) from None
+        except (aiohttp.ClientError, OSError) as error:
+            await self._fail(f"its answer broke off: {error}")
+
+    async def _decode(self, line: bytes) -> CompletionChunk:
+        try:
+            chunk = _decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.close()
+            shown = line[:80].decode("utf-8", errors="replace")
+            raise BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}") from error
+        self._image_work = self._image_work or chunk.total is not None
+        self._image_seen = self._image_seen or bool(chunk.image)
+        if chunk.done and chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
+            self.close()
+            raise RunnerError(chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE], status=500)
+        if chunk.done and self._image_work and not self._image_seen:
+            await self._fail("it said done without a picture")
+        return chunk
+
+    def _may_fail_in_band(self, chunk: CompletionChunk) -> bool:
+        """An image runner's last words, or a text that happens to begin with `error:`?"""
+        return self._image_work or (not self._started and chunk.eval_count is None)
+
+    async def _fail(self, what: str) -> NoReturn:
+        self.close()
+        raise await self._blame(what)
+
+
+async def post_completion(
+    session: aiohttp.ClientSession, url: str, request: CompletionRequest, limits: Limits, blame: Blame
+) -> Answer:
+    """Send a request and return its answer once the runner has accepted it.
+
+    Raises:
+        RunnerError: the runner refused; its message, trimmed, and its status.
+        MlxsupError: the class that belongs to the runner's own error code, where it is one of ours.
+        RunnerDied, BadAnswer, Stalled: as for Answer.
+    """
+    body = _encoder.encode(request)
+    try:
+        async with asyncio.timeout(limits.first_chunk):
+            response = await session.post(url, data=body, headers={"Content-Type": "application/json"})
+            if response.status == 200:
+                return Answer(response, limits, blame)
+            text = await _read_at_most(response, MAX_ERROR_BODY)
+    except TimeoutError:
+        raise Stalled(
+            f"the runner did not answer within {limits.first_chunk:g} s", details={"limit": limits.first_chunk}
+        ) from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise await blame(f"it did not take the request: {error or type(error).__name__}") from error
+    raise runner_refusal(response.status, text)
+
+
+async def _read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    found = bytearray()
+    try:
+        while len(found) < limit and (data := await response.content.readany()):
+            found += data
+    finally:
+        response.close()
+    return bytes(found[:limit])
+
+
+def runner_refusal(status: int, body: bytes) -> MlxsupError:
+    """Turn a runner's non-200 answer into an error: its own message, trimmed, with its own status."""
+    text = body.decode("utf-8", errors="replace").strip()
+    code = ""
+    with suppress(msgspec.DecodeError):
+        found = msgspec.json.decode(body)
+        error = found.get("error", found) if isinstance(found, dict) else None
+        if isinstance(error, dict):
+            code = str(error.get("code", ""))
+            text = str(error.get("message", text))
+        elif isinstance(error, str):
+            text = error
+    message = text[:MAX_MESSAGE].strip() or f"the runner answered {status} without a word"
+    kind = BY_CODE.get(code, RunnerError)
+    shown = status if 400 <= status < 600 else 502  # a status that is no error cannot be passed on as one
+    return kind(message, status=shown, details={"runner_status": status})

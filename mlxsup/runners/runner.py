@@ -1,0 +1,318 @@
+"""Runner: one process of one model, from nothing to gone. Its `run` task is the only writer of its state."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import aiohttp
+import anyio
+import msgspec
+
+from mlxsup.config import ModelSettings
+from mlxsup.engines import Address, Engine, Launch
+from mlxsup.errors import BadAnswer, LoadFailed, MlxsupError, RunnerDied, Unloaded, UnsupportedParameter
+from mlxsup.protocol import CompletionRequest
+from mlxsup.runners import environment, listener
+from mlxsup.runners.guard import Guard
+from mlxsup.runners.output import OutputRecord, Stream
+from mlxsup.runners.process import ExitRecord, Process
+from mlxsup.runners.readiness import (
+    Interrupted,
+    Readiness,
+    StrangerListens,
+    listen_for_ready_byte,
+    open_session,
+    race,
+)
+from mlxsup.runners.relay import Answer, Limits, post_completion
+
+log = logging.getLogger(__name__)
+
+ADDRESS_TRIES = 3
+BLAME_WAIT = 1.0
+"""How long a broken answer waits for the exit that probably explains it."""
+
+
+class RunnerReady(msgspec.Struct, frozen=True):
+    """The runner can be used; `seconds` is how long its load took."""
+
+    model: str
+    generation: int
+    seconds: float
+
+
+class RunnerGone(msgspec.Struct, frozen=True):
+    """The process and its group are gone; `error` says why if nobody asked for it, `loaded` if it had been ready."""
+
+    model: str
+    generation: int
+    loaded: bool
+    error: MlxsupError | None
+
+
+class RunnerStuck(msgspec.Struct, frozen=True):
+    """SIGKILL was sent and the process, or one it left behind, is still there."""
+
+    model: str
+    generation: int
+    pids: list[int]
+
+
+Notice = RunnerReady | RunnerGone | RunnerStuck
+
+
+class Runner:
+    """One generation of a model's process. Making one starts nothing; `run` does, and returns when all is gone."""
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        engine: Engine,
+        generation: int,
+        *,
+        load_timeout: float,
+        guard: Guard,
+        notify: Callable[[Notice], None],
+    ) -> None:
+        self.model = model
+        self.generation = generation
+        self.address: Address | None = None
+        self.started = time.monotonic()
+        self.exit: ExitRecord | None = None
+        self._engine = engine
+        self._load_timeout = load_timeout
+        self._guard = guard
+        self._notify = notify
+        self._process: Process | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._readiness: Readiness | None = None
+        self._output = OutputRecord(self._log_line, engine.noise)
+        self._stopping = asyncio.Event()
+        self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loaded = False
+        self._abandoned = False
+
+    # What others may ask while `run` is at work
+
+    @property
+    def pid(self) -> int:
+        """The process's pid, -1 without one."""
+        return self._process.pid if self._process is not None and self.exit is None else -1
+
+    @property
+    def progress(self) -> float | None:
+        """How far the load is, 0 to 1, if the runner says."""
+        return self._readiness.progress if self._readiness is not None else None
+
+    @property
+    def last_error(self) -> str:
+        """The line of output that best says what is wrong, "" while there is none that looks like an error."""
+        return self._output.last_error if self.exit is not None or self._output.cause != "unknown" else ""
+
+    def last_words(self) -> list[str]:
+        """The first and last lines of its error output."""
+        return self._output.last_words()
+
+    def stop(self) -> None:
+        """Ask `run` to end the process now, in any phase; twice is once."""
+        self._stopping.set()
+        self._interrupt()
+
+    def abandon(self) -> None:
+        """Wait no longer for a process that does not die of SIGKILL."""
+        self._abandoned = True
+
+    def kill_now(self) -> None:
+        """SIGKILL the group without waiting, for a loop that is being torn down."""
+        if self._process is not None and self.exit is None:
+            self._process.signal_group(signal.SIGKILL)
+
+    async def completion(self, request: CompletionRequest) -> Answer:
+        """Send one request; returns once the runner has accepted it. Runs in the caller's own task.
+
+        Raises:
+            NotSupported, UnsupportedParameter: the engine cannot do this, or not with these fields.
+            RunnerDied, RunnerError, BadAnswer, Stalled: as the runner behaves.
+        """
+        self._engine.require("completion")
+        if fields := self._engine.unsupported(request):
+            raise UnsupportedParameter(
+                f"the {self._engine.kind} engine cannot honour {', '.join(fields)}", details={"fields": fields}
+            )
+        if self._session is None or self.address is None or self.exit is not None:
+            raise await self._blame("it is not there any more")
+        limits = Limits(first_chunk=self.model.first_chunk_timeout, silence=self.model.silence_timeout)
+        return await post_completion(self._session, f"{self.address.base_url}/completion", request, limits, self._blame)
+
+    # The one task
+
+    async def run(self) -> None:
+        """Load, serve until the process ends or `stop` is called, then leave nothing behind; reports by `notify`."""
+        error: MlxsupError | None = None
+        try:
+            await self._load()
+            self._loaded = True
+            self._notify(RunnerReady(self.model.name, self.generation, time.monotonic() - self.started))
+            await asyncio.wait({self._interrupted})
+        except Interrupted:
+            pass
+        except MlxsupError as failure:
+            error = failure
+        except Exception as failure:
+            log.exception("unexpected failure while running %s", self.model.name)
+            error = LoadFailed(f"unexpected failure: {failure!r}", details={"model": self.model.name})
+        except asyncio.CancelledError:  # the loop is being torn down: no time for grace
+            self.stop()
+            self.kill_now()
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._end_process()
+        if error is None and not self._stopping.is_set():
+            error = self._unwanted_exit()
+        self._notify(RunnerGone(self.model.name, self.generation, self._loaded, error))
+
+    async def _load(self) -> None:
+        await race(asyncio.to_thread(self._engine.check, self.model), self._interrupted)
+        for attempt in range(1, ADDRESS_TRIES + 1):
+            self._readiness = None
+            try:
+                return await self._try_load()
+            except StrangerListens:
+                why = "somebody else listens on its port"
+            except Interrupted:
+                if self._stopping.is_set() or self._output.cause != "port_in_use":
+                    raise
+                why = "its port was taken"
+            if attempt == ADDRESS_TRIES:
+                break
+            log.warning("%s: %s; trying another", self.model.name, why, extra=self._facts())
+            await self._end_process()
+            self.exit = None
+            self._interrupted = asyncio.get_running_loop().create_future()
+            if self._stopping.is_set():
+                raise Interrupted
+            self._output = OutputRecord(self._log_line, self._engine.noise)
+        raise LoadFailed(
+            f"{self.model.name}: {why}, {ADDRESS_TRIES} times in a row",
+            details={"model": self.model.name, "stage": "address", "last_words": self.last_words()},
+        )
+
+    async def _try_load(self) -> None:
+        unix = self._engine.transport(self.model) == "unix"
+        self.address = listener.new_socket_address(self._guard.folder) if unix else listener.new_port_address()
+        ready_fd = await self._spawn(self._engine.launch(self.model, self.address))
+        assert self._process is not None
+        self._session = open_session(self.address, self.model.connect_timeout)
+        self._readiness = Readiness(
+            self.model, self._engine, self._process, self.address, self._session, self._load_timeout
+        )
+        if ready_fd is None:
+            return await self._readiness.wait(self._interrupted)
+        transport = await listen_for_ready_byte(ready_fd, self._on_ready_byte)
+        try:
+            await self._readiness.wait(self._interrupted)
+        finally:
+            transport.close()
+
+    async def _spawn(self, launch: Launch) -> int | None:
+        """Start the process; returns the reading end of its ready pipe, if it has one."""
+        env = environment.build(self.model, launch)
+        await self._guard.ready()
+        mark = self._guard.new_mark()
+        reader, writer = os.pipe() if launch.wants_ready_fd else (None, None)
+        try:
+            argv = [str(writer) if part == Launch.READY_FD else part for part in launch.argv]
+            self._process = await Process.spawn(
+                argv,
+                env=env,
+                cwd=launch.cwd,
+                mark=mark,
+                output=self._output,
+                pass_fds=() if writer is None else (writer,),
+            )
+        except BaseException:
+            if reader is not None:
+                os.close(reader)
+            raise
+        finally:
+            if writer is not None:
+                os.close(writer)
+        self._guard.watch(self._process.pid)
+        self._watcher = asyncio.create_task(self._watch(self._process), name=f"mlxsup watch {self.model.name}")
+        log.info("started %s on %s", self.model.name, self.address, extra=self._facts())
+        return reader
+
+    async def _watch(self, process: Process) -> None:
+        try:
+            self.exit = await process.watch()
+        finally:
+            self._interrupt()
+
+    def _on_ready_byte(self) -> None:
+        if self._readiness is not None and self._process is not None:
+            self._readiness.told_ready = True
+            self._process.activity.note()
+
+    def _interrupt(self) -> None:
+        if not self._interrupted.done():
+            self._interrupted.set_result(None)
+
+    async def _end_process(self) -> None:
+        """Stop the process if it runs, see that nothing of it is left, give back what it held."""
+        process, session = self._process, self._session
+        if process is not None:
+            number = getattr(signal, self.model.stop_signal) if self.model.stop_signal else self._engine.stop_signal
+            reaped = await process.stop(number, self.model.stop_grace)
+            left = await process.sweep()
+            while (not reaped or left) and not self._abandoned:
+                self._notify(RunnerStuck(self.model.name, self.generation, left or [process.pid]))
+                reaped = await process.stop(signal.SIGKILL, self.model.stop_grace)
+                left = await process.sweep()
+            if self._watcher is not None:
+                await self._watcher
+            self._guard.forget(process.pid)
+        if session is not None:
+            await session.close()
+        if self.address is not None:
+            listener.remove_socket(self.address)
+        self._process = self._session = None
+
+    def _unwanted_exit(self) -> MlxsupError:
+        assert self.exit is not None  # nobody asked for a stop, so the exit is what ended the run
+        facts: dict[str, Any] = {"model": self.model.name, **self.exit.details()}
+        if self._loaded:
+            return RunnerDied(f"the runner of {self.model.name} died ({self.exit.describe()})", details=facts)
+        return LoadFailed(
+            f"{self.model.name} could not be loaded: its runner ended ({self.exit.describe()})",
+            details={"stage": "loading", **facts},
+        )
+
+    async def _blame(self, what: str) -> MlxsupError:
+        """Say why an answer broke off: asked to stop, dead, or alive and misbehaving."""
+        if self.exit is None and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BLAME_WAIT):
+                    await asyncio.shield(self._interrupted)
+        if self._stopping.is_set():
+            return Unloaded(f"{self.model.name} was unloaded while it answered", details={"model": self.model.name})
+        if self.exit is not None:
+            return self._unwanted_exit()
+        return BadAnswer(
+            f"the runner of {self.model.name} lives, but {what}",
+            details={"model": self.model.name, "last_error": self.last_error, "last_words": self.last_words()},
+        )
+
+    def _log_line(self, stream: Stream, line: str, *, is_error: bool) -> None:
+        log.log(logging.WARNING if is_error else logging.INFO, line, extra={**self._facts(), "stream": stream})
+
+    def _facts(self) -> dict[str, Any]:
+        return {"model": self.model.name, "pid": self.pid, "generation": self.generation}
