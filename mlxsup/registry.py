@@ -1,0 +1,319 @@
+"""Owns the live runners: one task feeds events to the scheduler and carries out its effects."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+import anyio
+import anyio.abc
+
+from mlxsup.config import ModelSettings, Settings
+from mlxsup.engines import ENGINES
+from mlxsup.errors import MlxsupError, ShuttingDown
+from mlxsup.report import Event, MemoryReport, RunnerReport
+from mlxsup.runners.guard import Guard
+from mlxsup.runners.runner import Notice, Runner, RunnerGone, RunnerReady, RunnerStuck
+from mlxsup.scheduling import effects as fx
+from mlxsup.scheduling import events as ev
+from mlxsup.scheduling.scheduler import Policy, Scheduler
+
+log = logging.getLogger(__name__)
+
+CLOSE_MARGIN = 15.0
+"""Seconds beyond the longest drain and grace after which a shutdown gives up on a process that will not die."""
+
+
+class Lease:
+    """The right to use a model's runner, from grant to `release`; the runner is not stopped meanwhile."""
+
+    def __init__(self, runner: Runner, release: Callable[[], None]) -> None:
+        self.runner = runner
+        self._release = release
+        self._held = True
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.runner.model.name
+
+    @property
+    def base_url(self) -> str:
+        """The runner's HTTP base, for requests of your own."""
+        return self.runner.address.base_url if self.runner.address else ""
+
+    @property
+    def socket(self) -> str:
+        """The unix socket behind `base_url`, "" when that is a port."""
+        return self.runner.address.socket if self.runner.address else ""
+
+    def release(self) -> None:
+        """Give it back; twice is once."""
+        if self._held:
+            self._held = False
+            self._release()
+
+
+Answer = Lease | None
+
+
+class Registry:
+    """All models of one supervisor. `run` must be running; everything else may be called from the loop's thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        policies = {name: _policy(model, settings) for name, model in settings.models.items()}
+        self._scheduler = Scheduler(policies, settings.scheduler.queue)
+        self._runners: dict[str, Runner] = {}
+        self._tickets = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        self._events: deque[ev.Event] = deque()
+        self._arrived = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._subscribers: set[Callable[[Event | None], None]] = set()
+        self._closed = False
+        self._give_up_at: float | None = None
+        self._guard = Guard()
+
+    # Questions of callers
+
+    async def acquire(self, model: str) -> Lease:
+        """Wait for a lease. A caller that is cancelled leaves the queue at once; the load it asked for goes on.
+
+        Raises:
+            QueueFull, ShuttingDown, Unloaded: the scheduler refused.
+            LoadFailed, LoadTimeout, EngineUnavailable: the runner could not be brought up.
+        """
+        lease = await self._ask(lambda ticket: ev.Acquire(ticket, model), model)
+        assert lease is not None  # the answer to Acquire is a grant
+        return lease
+
+    async def load(self, model: str) -> None:
+        """Wait until the model is ready; raises as `acquire` does."""
+        await self._ask(lambda ticket: ev.Load(ticket, model), model)
+
+    async def unload(self, model: str, *, force: bool) -> None:
+        """Wait until the model's process is gone."""
+        await self._ask(lambda ticket: ev.Unload(ticket, model, force), model)
+
+    def shut_down(self, *, force: bool) -> None:
+        """Begin the end; `run` returns when nothing is left."""
+        if self._give_up_at is None:
+            longest = max(
+                (model.drain_timeout + model.stop_grace for model in self._settings.models.values()), default=0
+            )
+            self._give_up_at = asyncio.get_running_loop().time() + longest + CLOSE_MARGIN
+        self._post(ev.Shutdown(force=force))
+
+    def subscribe(self, subscriber: Callable[[Event | None], None]) -> Callable[[], None]:
+        """Have `subscriber` called with each transition, with None at the end; returns what ends it."""
+        self._subscribers.add(subscriber)
+        return lambda: self._subscribers.discard(subscriber)
+
+    @property
+    def closing(self) -> bool:
+        """Whether new work is refused."""
+        return self._scheduler.closing
+
+    def report(self, name: str) -> RunnerReport:
+        """Return what is known of one model; touches nothing and waits for nothing."""
+        model, view = self._settings.models[name], self._scheduler.view(name)
+        runner = self._runners.get(name)
+        exit_record = runner.exit if runner is not None else None
+        return RunnerReport(
+            model=name,
+            engine=model.engine,
+            path=model.path,
+            aliases=list(model.aliases),
+            state=view.state,
+            pid=runner.pid if runner is not None else -1,
+            address=str(runner.address) if runner is not None and runner.pid > 0 else "",
+            progress=runner.progress if runner is not None and view.state == "starting" else None,
+            memory=MemoryReport(),
+            leases=view.leases,
+            queue=view.waiting,
+            started=_wall(runner.started) if runner is not None and runner.pid > 0 else None,
+            last_used=_wall(view.last_used),
+            expires=_wall(view.expires),
+            exits=view.exits,
+            exit_code=exit_record.code if exit_record is not None else None,
+            last_error=_last_error(view.error, runner),
+        )
+
+    def last_words(self, name: str) -> list[str]:
+        """Return the kept error output of the model's present or last process."""
+        runner = self._runners.get(name)
+        return runner.last_words() if runner is not None else []
+
+    # The one task
+
+    async def run(self, started: asyncio.Event) -> None:
+        """Feed events to the scheduler until the shutdown is complete.
+
+        Raises:
+            MlxsupError: the shutdown gave up on a process that will not die; its pids are in the message.
+        """
+        try:
+            async with anyio.create_task_group() as runners:
+                started.set()
+                while not self._closed and await self._something_arrived():
+                    while self._events:
+                        self._handle(self._events.popleft(), runners)
+                    self._set_timer()
+                for runner in self._runners.values():
+                    runner.abandon()
+            if left := [runner.pid for runner in self._runners.values() if runner.pid > 0]:
+                raise MlxsupError(f"gave up on processes that do not die: {left}", details={"pids": left})
+        finally:
+            self._end()
+            with anyio.CancelScope(shield=True):
+                await self._guard.close()
+
+    async def _something_arrived(self) -> bool:
+        """Wait for the next event; False when a shutdown has taken longer than it may."""
+        try:
+            async with asyncio.timeout_at(self._give_up_at):
+                await self._arrived.wait()
+        except TimeoutError:
+            return False
+        self._arrived.clear()
+        return True
+
+    def _handle(self, event: ev.Event, runners: anyio.abc.TaskGroup) -> None:
+        for effect in self._scheduler.handle(event, time.monotonic()):
+            self._carry_out(effect, runners)
+
+    def _carry_out(self, effect: fx.Effect, runners: anyio.abc.TaskGroup) -> None:
+        match effect:
+            case fx.Spawn():
+                runner = self._make_runner(effect.model, effect.generation)
+                self._runners[effect.model] = runner
+                runners.start_soon(runner.run, name=f"mlxsup runner {effect.model}")
+            case fx.Stop():
+                self._runners[effect.model].stop()
+            case fx.Grant():
+                self._grant(effect)
+            case fx.Done():
+                self._answer(effect.ticket, None)
+            case fx.Reject():
+                future = self._answers.pop(effect.ticket, None)
+                if future is not None and not future.done():
+                    future.set_exception(effect.error)
+            case fx.Changed():
+                self._publish(effect)
+            case fx.Closed():
+                self._closed = True
+
+    def _make_runner(self, name: str, generation: int) -> Runner:
+        model = self._settings.models[name]
+        timeout = self._settings.scheduler.load_timeout if model.load_timeout is None else model.load_timeout
+        return Runner(
+            model,
+            ENGINES[model.engine],
+            generation,
+            load_timeout=timeout,
+            guard=self._guard,
+            notify=self._notice,
+        )
+
+    def _notice(self, notice: Notice) -> None:
+        match notice:
+            case RunnerReady(model, generation):
+                self._post(ev.Ready(model, generation))
+            case RunnerGone(model, generation, _, error):
+                self._post(ev.Gone(model, generation, error))
+            case RunnerStuck(model, generation, pids):
+                self._post(ev.Stuck(model, generation, pids))
+
+    def _grant(self, grant: fx.Grant) -> None:
+        release = ev.Release(grant.ticket, grant.model)
+        self._answer(grant.ticket, Lease(self._runners[grant.model], lambda: self._post(release)))
+
+    def _answer(self, ticket: int, answer: Answer) -> None:
+        future = self._answers.pop(ticket, None)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    async def _ask(self, question: Callable[[int], ev.Event], model: str) -> Answer:
+        if self._closed:
+            raise ShuttingDown("this supervisor is closed")
+        ticket = next(self._tickets)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answers[ticket] = future
+        self._post(question(ticket))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._answers.pop(ticket, None)
+            self._post(ev.Cancel(ticket, model))
+            raise
+
+    def _post(self, event: ev.Event) -> None:
+        self._events.append(event)
+        self._arrived.set()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self._scheduler.wake_at()
+        if at is not None:
+            delay = max(0.0, at - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._post, ev.Tick())
+
+    def _publish(self, change: fx.Changed) -> None:
+        runner = self._runners.get(change.model)
+        event = Event(
+            model=change.model,
+            state=change.state,
+            previous=change.previous,
+            generation=change.generation,
+            at=time.time(),
+            pid=runner.pid if runner is not None and runner.generation == change.generation else -1,
+            reason=change.reason,
+        )
+        level = logging.WARNING if change.state in ("failed", "stuck") else logging.INFO
+        facts = {"model": event.model, "state": event.state, "generation": event.generation, "pid": event.pid}
+        log.log(level, "%s is %s: %s", event.model, event.state, event.reason, extra=facts)
+        for subscriber in list(self._subscribers):
+            subscriber(event)
+
+    def _end(self) -> None:
+        """Whatever happened: kill what still runs, leave no caller waiting, no timer set."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for runner in self._runners.values():
+            runner.kill_now()
+        for future in self._answers.values():
+            if not future.done():
+                future.set_exception(ShuttingDown("this supervisor is closed"))
+        self._answers.clear()
+        for subscriber in list(self._subscribers):
+            subscriber(None)
+        self._subscribers.clear()
+
+
+def _policy(model: ModelSettings, settings: Settings) -> Policy:
+    common = settings.scheduler
+    own = ENGINES[model.engine].default_concurrency
+    return Policy(
+        keep_alive=common.keep_alive if model.keep_alive is None else model.keep_alive,
+        concurrency=own if model.concurrency is None else model.concurrency,
+        queue=common.queue if model.queue is None else model.queue,
+        drain_timeout=model.drain_timeout,
+    )
+
+
+def _wall(monotonic: float | None) -> float | None:
+    return None if monotonic is None else round(time.time() - time.monotonic() + monotonic, 3)
+
+
+def _last_error(error: MlxsupError | None, runner: Runner | None) -> str:
+    if error is not None:
+        return error.message
+    return runner.last_error if runner is not None else ""

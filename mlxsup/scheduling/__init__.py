@@ -1,0 +1,1 @@
+"""Decides who runs, waits and goes. No process, no socket, no clock, no await."""

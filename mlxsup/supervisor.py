@@ -1,0 +1,336 @@
+"""Supervisor: what people import. Thin: each method is a few lines over the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from mlxsup import config
+from mlxsup._version import __version__
+from mlxsup.config import ModelSettings, Settings
+from mlxsup.engines import KEYS
+from mlxsup.errors import InvalidRequest
+from mlxsup.protocol import CompletionChunk, CompletionRequest
+from mlxsup.report import Event, RunnerReport, Status
+
+if TYPE_CHECKING:
+    from mlxsup.registry import Lease, Registry
+    from mlxsup.runners.relay import Answer
+
+EVENT_BACKLOG = 10_000
+"""Transitions kept for a subscriber that does not read; older ones are dropped."""
+
+
+class Supervisor:
+    """Starts, watches, uses and ends the runners of the configured models.
+
+    Enter it (`async with`) before use. It may be entered in one task and left in another, be used again after it was left,
+    and share a program with others. Leaving it takes no new work, lets work in flight end (each model's `drain_timeout`),
+    and returns when no process is left.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Take `settings`; without any, the one model is the built-in `emoji`.
+
+        No process is started before a model is asked for.
+        """
+        from mlxsup.registry import Registry
+
+        self.settings = config.parse({}, KEYS) if settings is None else settings
+        self._make_registry = Registry
+        self._running: _Running | None = None
+
+    @classmethod
+    def from_config(cls, path: str | Path | None = None) -> Self:
+        """Read `path`, or the configuration file of the machine where it is None, or else the built-in settings.
+
+        Raises:
+            ConfigError: the file cannot be used; `problems` lists why.
+        """
+        return cls(config.read(path, KEYS))
+
+    async def __aenter__(self) -> Self:
+        """Start the owner task.
+
+        Raises:
+            RuntimeError: it is entered already.
+        """
+        if self._running is not None:
+            raise RuntimeError("this Supervisor is entered already")
+        self._running = await _Running.start(self._make_registry(self.settings))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Shut down in order; raises what crashed the owner task, if anything did.
+
+        A cancellation while this waits makes it force the rest, and is passed on afterwards.
+        """
+        running = self._entered()
+        try:
+            await running.finish()
+        finally:
+            self._running = None
+
+    # Work
+
+    def completion(self, model: str, request: CompletionRequest | None = None, **fields: Any) -> Completion:
+        """Ask a model for a completion: text or a picture, as CompletionChunks while they arrive.
+
+        Give a CompletionRequest or its fields. Nothing happens before it is entered, iterated or started.
+
+        Raises:
+            ModelNotFound: no such model or alias.
+            InvalidRequest: fields of the wrong name or type, or both a request and fields.
+        """
+        settings = self.settings.resolve(model)
+        return Completion(self._registry(), settings, _request(request, fields))
+
+    @asynccontextmanager
+    async def lease(self, model: str) -> AsyncIterator[Lease]:
+        """Hold a model ready for requests of your own to `lease.base_url`; it is not unloaded meanwhile.
+
+        Raises:
+            MlxsupError: as `completion` does before its first chunk.
+        """
+        lease = await self._registry().acquire(self.settings.resolve(model).name)
+        try:
+            yield lease
+        finally:
+            lease.release()
+            await asyncio.sleep(0)  # as in Completion.aclose
+
+    async def load(self, model: str) -> None:
+        """Load a model and return when it is ready; the load goes on if this is cancelled.
+
+        Raises:
+            ModelNotFound, LoadFailed, LoadTimeout, EngineUnavailable, Unloaded, ShuttingDown: why it is not.
+        """
+        await self._registry().load(self.settings.resolve(model).name)
+
+    async def unload(self, model: str, *, force: bool = False) -> None:
+        """Put a model out and return when its process and its group are gone.
+
+        Work in flight may end first (`drain_timeout`) unless `force`; requests that waited get Unloaded, later ones load
+        the model again. A model that is not loaded is fine.
+
+        Raises:
+            ModelNotFound: no such model or alias.
+        """
+        await self._registry().unload(self.settings.resolve(model).name, force=force)
+
+    async def drain(self, *, force: bool = False) -> None:
+        """Begin the shutdown now: refuse new work, let work in flight end unless `force`; returns when nothing runs."""
+        await self._entered().close(force=force)
+
+    # Questions
+
+    def status(self) -> Status:
+        """Return the state of everything; never waits."""
+        running = self._entered()
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            started=running.started,
+            closing=running.registry.closing,
+            runners=[running.registry.report(name) for name in self.settings.models],
+        )
+
+    def report(self, model: str) -> RunnerReport:
+        """Return the state of one model; never waits.
+
+        Raises:
+            ModelNotFound: no such model or alias.
+        """
+        return self._registry().report(self.settings.resolve(model).name)
+
+    def logs(self, model: str) -> list[str]:
+        """Return the first and last lines of error output of the model's present or last process.
+
+        Raises:
+            ModelNotFound: no such model or alias.
+        """
+        return self._registry().last_words(self.settings.resolve(model).name)
+
+    def events(self) -> Events:
+        """Subscribe to transitions, from now on: an async iterator that ends with the supervisor."""
+        return Events(self._registry())
+
+    def _entered(self) -> _Running:
+        if self._running is None:
+            raise RuntimeError("enter the Supervisor first: async with Supervisor() as sup")
+        return self._running
+
+    def _registry(self) -> Registry:
+        return self._entered().registry
+
+
+class Completion:
+    """One piece of work: an async iterator of CompletionChunk, and an async context manager that ends the work.
+
+    Leaving the context, cancelling the caller, or dropping the object stops the work in the runner and frees its place.
+    `request` is the work as the runner gets it, seed included.
+    """
+
+    def __init__(self, registry: Registry, model: ModelSettings, request: CompletionRequest) -> None:
+        self.model = model.name
+        self.request = request.with_seed()
+        self._registry = registry
+        self._answer: Answer | None = None
+        self._lease: Lease | None = None
+        self._ended = False
+
+    async def start(self) -> Self:
+        """Wait until a runner has accepted the work; iterating does this by itself.
+
+        Raises:
+            MlxsupError: why there will be no answer, with the HTTP status that belongs to it.
+        """
+        if self._answer is None and not self._ended:
+            try:
+                self._lease = await self._registry.acquire(self.model)
+                self._answer = await self._lease.runner.completion(self.request)
+            except BaseException:
+                self._end()
+                raise
+        return self
+
+    async def __aenter__(self) -> Self:
+        """Return itself; the work starts with the first chunk asked for."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the work."""
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> CompletionChunk:
+        """Return the next chunk as soon as it is there; the last one has `done`.
+
+        Raises:
+            MlxsupError: why the answer is not whole; never a clean end without `done`.
+        """
+        await self.start()
+        if self._ended or self._answer is None:
+            raise StopAsyncIteration
+        try:
+            chunk = await self._answer.next_chunk()
+        except BaseException:
+            self._end()
+            raise
+        if chunk.done:
+            self._end()
+            if chunk.seed is None:
+                return msgspec.structs.replace(chunk, seed=self.request.seed)
+        return chunk
+
+    async def aclose(self) -> None:
+        """End the work: the runner sees its caller leave, the place is free. Twice is once."""
+        self._end()
+        await asyncio.sleep(0)  # the registry's task takes note before the caller looks at a report
+
+    def __del__(self) -> None:
+        """A dropped iterator, as after `break`, ends its work too."""
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._answer is not None:
+            self._answer.close()
+        if self._lease is not None:
+            self._lease.release()
+
+
+class Events:
+    """Transitions as they happen, an async iterator; ends with the supervisor or by `close`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._waiting: deque[Event | None] = deque(maxlen=EVENT_BACKLOG)
+        self._arrived = asyncio.Event()
+        self._unsubscribe = registry.subscribe(self._take)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._unsubscribe()
+        self._take(None)
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Event:
+        """Return the next transition."""
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        event = self._waiting[0]
+        if event is None:
+            raise StopAsyncIteration
+        self._waiting.popleft()
+        return event
+
+    def _take(self, event: Event | None) -> None:
+        self._waiting.append(event)
+        self._arrived.set()
+
+
+class _Running:
+    """The owner task of an entered Supervisor, which outlives the task that entered it."""
+
+    def __init__(self, registry: Registry, task: asyncio.Task[None]) -> None:
+        self.registry = registry
+        self.started = time.time()
+        self._task = task
+
+    @classmethod
+    async def start(cls, registry: Registry) -> _Running:
+        started = asyncio.Event()
+        task = asyncio.create_task(registry.run(started), name="mlxsup owner")
+        await started.wait()
+        return cls(registry, task)
+
+    async def close(self, *, force: bool) -> None:
+        """Ask for the end and wait for it; a crash of the owner is raised by `finish`."""
+        self.registry.shut_down(force=force)
+        await asyncio.wait({self._task})
+
+    async def finish(self) -> None:
+        """Shut down, however often the waiter is cancelled, and raise what the owner raised."""
+        cancelled: asyncio.CancelledError | None = None
+        while not self._task.done():
+            try:
+                await self.close(force=cancelled is not None)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if not self._task.cancelled() and (crash := self._task.exception()) is not None:
+            raise crash
+        if cancelled is not None:
+            raise cancelled
+
+
+def _request(request: CompletionRequest | None, fields: dict[str, Any]) -> CompletionRequest:
+    if request is not None:
+        if fields:
+            raise InvalidRequest(f"give a CompletionRequest or its fields, not both: {', '.join(fields)}")
+        return request
+    images = fields.get("images")
+    try:
+        made = msgspec.convert({**fields, "images": []} if images else fields, CompletionRequest)
+        return msgspec.structs.replace(made, images=[bytes(image) for image in images]) if images else made
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidRequest(f"bad request: {error}") from error
