@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mlxsup
 from mlxsup.errors import LoadFailed
-from mlxsup.runners import sentinel
+from mlxsup.runners import procfs
 from mlxsup.runners.output import OutputRecord, Stream
 from mlxsup.runners.process import Process
 
@@ -58,7 +58,7 @@ class Guard:
 
     def watch(self, pgid: int) -> None:
         """Have this group ended if the supervisor dies."""
-        self._groups[pgid] = sentinel.start_time(pgid) or "-"
+        self._groups[pgid] = procfs.start_time(pgid) or "-"
         self._tell(f"watch {pgid} {self._groups[pgid]}")
 
     def forget(self, pgid: int) -> None:

@@ -6,12 +6,13 @@ import enum
 import itertools
 import os
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 
 from mlxsup.engines import Address
-from mlxsup.runners import marks
+from mlxsup.runners import marks, procfs
 
 _numbers = itertools.count(1)
 
@@ -37,16 +38,31 @@ def new_port_address() -> Address:
 
 
 def owner(address: Address, pid: int, mark: str) -> Owner:
-    """Tell whether the listener on a loopback port belongs to the tree of `pid` or carries its mark.
+    """Tell whether the listener on a loopback port belongs to the tree of `pid`, its group, or who carries its mark.
 
-    Takes some milliseconds: call it off the loop. A unix socket in our own folder needs no check.
+    Takes a millisecond when the child itself listens, some more when it is somebody else: call it off the loop. A unix
+    socket in our own folder needs no check. Without /proc a stranger cannot be told from what we may not see: UNKNOWN.
     """
-    family = {pid, *_children(pid), *marks.group_members(pid)}
-    if any(_listens(member, address.port) for member in family):
+    holds = _holder_test(address.port)
+    if any(holds(member) for member in _family(pid, mark)):
         return Owner.OURS
-    if any(_listens(member, address.port) for member in set(marks.marked(mark)) - family):
-        return Owner.OURS
-    return _stranger(address.port)
+    return Owner.STRANGER if any(holds(other) for other in procfs.processes()) else Owner.UNKNOWN
+
+
+def _holder_test(port: int) -> Callable[[int], bool]:
+    """Return what tells whether a process holds the listener on `port`."""
+    if not procfs.AVAILABLE:
+        return lambda pid: _listens(pid, port)
+    inodes = procfs.listening_inodes(port)
+    return lambda pid: procfs.holds_socket(pid, inodes)
+
+
+def _family(pid: int, mark: str) -> Iterator[int]:
+    """The processes that belong to a runner, the likeliest to listen first, those hard to find last."""
+    yield pid
+    yield from _children(pid)
+    yield from marks.group_members(pid)
+    yield from marks.marked(mark)
 
 
 def _children(pid: int) -> list[int]:
@@ -61,17 +77,8 @@ def _listens(pid: int, port: int) -> bool:
         connections = psutil.Process(pid).net_connections(kind="tcp")
     except psutil.Error:
         return False
-    return any(found.status == psutil.CONN_LISTEN and found.laddr.port == port for found in connections)
-
-
-def _stranger(port: int) -> Owner:
-    try:
-        connections = psutil.net_connections(kind="tcp")
-    except (psutil.Error, PermissionError):  # macOS: only root sees the connections of others
-        return Owner.UNKNOWN
-    pids = [found.pid for found in connections if found.status == psutil.CONN_LISTEN and found.laddr.port == port]
-    known = [found for found in pids if found]
-    return Owner.STRANGER if known else Owner.UNKNOWN
+    listeners = [found.laddr for found in connections if found.status == psutil.CONN_LISTEN]
+    return any(getattr(address, "port", None) == port for address in listeners)
 
 
 def remove_socket(address: Address) -> None:

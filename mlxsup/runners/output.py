@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol, get_args
 
 Stream = Literal["stdout", "stderr"]
+STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 Cause = Literal[
     "out_of_memory",
     "missing_library",

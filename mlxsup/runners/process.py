@@ -15,13 +15,14 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from mlxsup.errors import EngineUnavailable, LoadFailed
 from mlxsup.runners import marks
-from mlxsup.runners.output import Cause, OutputRecord, Stream
+from mlxsup.runners.output import STREAMS, Cause, OutputRecord, Stream
 
 DRAIN_LIMIT = 1.0
 KILL_WAIT = 5.0
@@ -138,7 +139,7 @@ class Process:
             ends: dict[Stream, int] = {}
             readers = {}
             try:
-                for stream in ("stdout", "stderr"):
+                for stream in STREAMS:
                     reader, ends[stream] = os.pipe()
                     always.callback(os.close, ends[stream])
                     readers[stream] = on_failure.enter_context(os.fdopen(reader, "rb", buffering=0))
@@ -156,9 +157,9 @@ class Process:
                 raise spawn_error(argv[0], error) from error
             on_failure.pop_all()
         process = cls(child, mark, output)
-        for stream in ("stdout", "stderr"):
-            pump = _Pump(output, stream, process.activity.note)
-            transport, _ = await loop.connect_read_pipe(lambda pump=pump: pump, readers[stream])
+        for stream in STREAMS:
+            make = partial(_Pump, output, stream, process.activity.note)
+            transport, pump = await loop.connect_read_pipe(make, readers[stream])
             process._pumps.append((transport, pump, readers[stream].fileno()))
         return process
 

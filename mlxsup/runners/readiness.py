@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,8 @@ from mlxsup.engines import Address, Engine, Finding, Verdict
 from mlxsup.errors import LoadFailed, LoadTimeout
 from mlxsup.runners.listener import Owner, owner
 from mlxsup.runners.process import Process
+
+log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT = 1.0
 MIN_PAUSE = 0.002
@@ -47,9 +50,9 @@ async def race(work: Awaitable[T], interrupted: asyncio.Future[None]) -> T:
     Raises:
         Interrupted: `interrupted` was resolved first; `work` is cancelled and over.
     """
-    task = asyncio.ensure_future(work)
+    task: asyncio.Future[T] = asyncio.ensure_future(work)
     try:
-        await asyncio.wait({task, interrupted}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, interrupted), return_when=asyncio.FIRST_COMPLETED)
         if interrupted.done():
             raise Interrupted
         return task.result()
@@ -79,7 +82,8 @@ class Readiness:
         self._session = session
         self._load_timeout = load_timeout
         self._health = model.health or engine.default_health
-        self._owner_known = address.transport == "unix" or not model.check_listener
+        self._check_owner = address.transport == "tcp" and model.check_listener
+        self._owner: asyncio.Task[Owner] | None = None
         self._moved = process.started
         self._resident = 0
         self._looked = 0.0
@@ -96,6 +100,13 @@ class Readiness:
             LoadFailed: the engine says that it will never be ready.
             LoadTimeout: no progress for the load timeout, or no end within the cap.
         """
+        try:
+            await self._wait(interrupted)
+        finally:
+            if self._owner is not None:
+                self._owner.cancel()
+
+    async def _wait(self, interrupted: asyncio.Future[None]) -> None:
         paced_from = self._process.started
         while True:
             finding = await race(self._probe(), interrupted)
@@ -121,6 +132,7 @@ class Readiness:
                 if self._health == "none":
                     return await self._knock()
                 async with self._session.get(self._address.base_url + self._health) as answer:
+                    self._note_answer()
                     body = await answer.content.read(64 * 1024)
                     return self._engine.read_health(answer.status, body)
         except TimeoutError:
@@ -137,12 +149,20 @@ class Readiness:
         writer.close()
         return Finding(Verdict.READY)
 
+    def _note_answer(self) -> None:
+        """Look up who it is that answers, once and off the loop, while the load goes on."""
+        if self._check_owner and self._owner is None:
+            look = asyncio.to_thread(owner, self._address, self._process.pid, self._process.mark)
+            self._owner = asyncio.create_task(look, name=f"mlxsup owner of {self._address}")
+
     async def _is_ours(self) -> bool:
-        if not self._owner_known:
-            found = await asyncio.to_thread(owner, self._address, self._process.pid, self._process.mark)
+        self._note_answer()
+        if self._owner is not None:
+            found = await asyncio.shield(self._owner)
             if found is Owner.STRANGER:
                 raise StrangerListens
-            self._owner_known = True
+            if found is Owner.UNKNOWN:
+                log.info("cannot tell who listens on %s; taken for the runner of %s", self._address, self._model.name)
         return True
 
     def _note_progress(self, finding: Finding) -> bool:

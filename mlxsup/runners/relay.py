@@ -180,7 +180,7 @@ async def post_completion(
             f"the runner did not answer within {limits.first_chunk:g} s", details={"limit": limits.first_chunk}
         ) from None
     except (aiohttp.ClientError, OSError) as error:
-        raise await blame(f"it did not take the request: {error or type(error).__name__}") from error
+        raise await blame(f"it did not take the request: {error}") from error
     raise runner_refusal(response.status, text)
 
 

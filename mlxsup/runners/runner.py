@@ -182,6 +182,7 @@ class Runner:
 
     async def _load(self) -> None:
         await race(asyncio.to_thread(self._engine.check, self.model), self._interrupted)
+        why = ""
         for attempt in range(1, ADDRESS_TRIES + 1):
             self._readiness = None
             try:

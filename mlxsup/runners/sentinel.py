@@ -13,23 +13,14 @@ import sys
 import time
 from contextlib import suppress
 
-from mlxsup.runners import marks
+from mlxsup.runners import marks, procfs
 
 ROUNDS = 40
 PAUSE = 0.05
 
 
-def start_time(pid: int) -> str:
-    """Return what tells a pid from a later process with the same number: its start in clock ticks, "" where unknown."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
 def _end_group(pgid: int, started: str) -> None:
-    leader = start_time(pgid)
+    leader = procfs.start_time(pgid)
     if leader and started not in ("", "-", leader):
         return  # the group we knew is gone and its number belongs to somebody else
     with suppress(ProcessLookupError, PermissionError):
