@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,14 +16,18 @@ import anyio.abc
 from mlxsup.config import ModelSettings, Settings
 from mlxsup.engines import ENGINES
 from mlxsup.errors import MlxsupError, ShuttingDown
-from mlxsup.report import Event, MemoryReport, RunnerReport
+from mlxsup.report import DeviceMemory, Event, MemoryReport, RunnerReport
+from mlxsup.runners import footprint
 from mlxsup.runners.guard import Guard
-from mlxsup.runners.runner import Notice, Runner, RunnerGone, RunnerReady, RunnerStuck
+from mlxsup.runners.runner import Notice, Runner, RunnerFailing, RunnerGone, RunnerReady, RunnerStuck
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling.scheduler import Policy, Scheduler
 
 log = logging.getLogger(__name__)
+
+OBSERVE_EVERY = 1.0
+HOST_DEVICE = "metal" if sys.platform == "darwin" else "cpu"
 
 CLOSE_MARGIN = 15.0
 """Seconds beyond the longest drain and grace after which a shutdown gives up on a process that will not die."""
@@ -77,6 +82,7 @@ class Registry:
         self._subscribers: set[Callable[[Event | None], None]] = set()
         self._closed = False
         self._give_up_at: float | None = None
+        self._alive = asyncio.Event()
         self._guard = Guard()
 
     # Questions of callers
@@ -133,7 +139,7 @@ class Registry:
             pid=runner.pid if runner is not None else -1,
             address=str(runner.address) if runner is not None and runner.pid > 0 else "",
             progress=runner.progress if runner is not None and view.state == "starting" else None,
-            memory=MemoryReport(),
+            memory=_memory(runner),
             leases=view.leases,
             queue=view.waiting,
             started=_wall(runner.started) if runner is not None and runner.pid > 0 else None,
@@ -158,20 +164,34 @@ class Registry:
             MlxsupError: the shutdown gave up on a process that will not die; its pids are in the message.
         """
         try:
-            async with anyio.create_task_group() as runners:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._observe, name="mlxsup observer")
                 started.set()
                 while not self._closed and await self._something_arrived():
                     while self._events:
-                        self._handle(self._events.popleft(), runners)
+                        self._handle(self._events.popleft(), tasks)
                     self._set_timer()
                 for runner in self._runners.values():
                     runner.abandon()
+                tasks.cancel_scope.cancel()
             if left := [runner.pid for runner in self._runners.values() if runner.pid > 0]:
                 raise MlxsupError(f"gave up on processes that do not die: {left}", details={"pids": left})
         finally:
             self._end()
             with anyio.CancelScope(shield=True):
                 await self._guard.close()
+
+    async def _observe(self) -> None:
+        """Measure the memory of what runs, once a second, only while something does."""
+        while True:
+            await self._alive.wait()
+            await asyncio.sleep(OBSERVE_EVERY)
+            runners = [runner for runner in self._runners.values() if runner.pid > 0]
+            if not runners:
+                self._alive.clear()
+            measured = await asyncio.to_thread(_measure_all, [runner.pid for runner in runners])
+            for runner, resident in zip(runners, measured, strict=True):
+                runner.note_memory(resident)
 
     async def _something_arrived(self) -> bool:
         """Wait for the next event; False when a shutdown has taken longer than it may."""
@@ -183,16 +203,16 @@ class Registry:
         self._arrived.clear()
         return True
 
-    def _handle(self, event: ev.Event, runners: anyio.abc.TaskGroup) -> None:
+    def _handle(self, event: ev.Event, tasks: anyio.abc.TaskGroup) -> None:
         for effect in self._scheduler.handle(event, time.monotonic()):
-            self._carry_out(effect, runners)
+            self._carry_out(effect, tasks)
 
-    def _carry_out(self, effect: fx.Effect, runners: anyio.abc.TaskGroup) -> None:
+    def _carry_out(self, effect: fx.Effect, tasks: anyio.abc.TaskGroup) -> None:
         match effect:
             case fx.Spawn():
                 runner = self._make_runner(effect.model, effect.generation)
                 self._runners[effect.model] = runner
-                runners.start_soon(runner.run, name=f"mlxsup runner {effect.model}")
+                tasks.start_soon(runner.run, name=f"mlxsup runner {effect.model}")
             case fx.Stop():
                 self._runners[effect.model].stop()
             case fx.Grant():
@@ -223,8 +243,11 @@ class Registry:
     def _notice(self, notice: Notice) -> None:
         match notice:
             case RunnerReady(model, generation):
+                self._alive.set()
                 self._post(ev.Ready(model, generation))
-            case RunnerGone(model, generation, _, error):
+            case RunnerFailing(model, generation, error):
+                self._post(ev.Failing(model, generation, error))
+            case RunnerGone(model, generation, error):
                 self._post(ev.Gone(model, generation, error))
             case RunnerStuck(model, generation, pids):
                 self._post(ev.Stuck(model, generation, pids))
@@ -298,6 +321,10 @@ class Registry:
         self._subscribers.clear()
 
 
+def _measure_all(pids: list[int]) -> list[int]:
+    return [footprint.measure(pid) for pid in pids]
+
+
 def _policy(model: ModelSettings, settings: Settings) -> Policy:
     common = settings.scheduler
     own = ENGINES[model.engine].default_concurrency
@@ -307,6 +334,13 @@ def _policy(model: ModelSettings, settings: Settings) -> Policy:
         queue=common.queue if model.queue is None else model.queue,
         drain_timeout=model.drain_timeout,
     )
+
+
+def _memory(runner: Runner | None) -> MemoryReport:
+    if runner is None:
+        return MemoryReport()
+    used = DeviceMemory(measured=runner.memory if runner.pid > 0 else 0, peak=runner.peak_memory)
+    return MemoryReport(measured=used.measured, peak=used.peak, devices={HOST_DEVICE: used})
 
 
 def _wall(monotonic: float | None) -> float | None:

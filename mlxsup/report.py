@@ -15,12 +15,21 @@ State = Literal[
 """A model's state. `backoff` and `failed` have no process; `stuck` was sent SIGKILL and is not gone yet."""
 
 
-class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A runner's memory: what was reserved before the start, what is used now, the most it used."""
+class DeviceMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """A runner's memory on one device: what it was thought to need before its start, uses now, used at most."""
 
     estimated: int = 0
     measured: int = 0
     peak: int = 0
+
+
+class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The same for all devices together, and by the name of the device."""
+
+    estimated: int = 0
+    measured: int = 0
+    peak: int = 0
+    devices: dict[str, DeviceMemory] = {}
 
 
 class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,25 +6,28 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
 from mlxsup import config
 from mlxsup._version import __version__
 from mlxsup.config import ModelSettings, Settings
-from mlxsup.engines import KEYS
-from mlxsup.errors import InvalidRequest
+from mlxsup.engines import ENGINES, KEYS
+from mlxsup.errors import DeadlineExceeded, InvalidRequest
 from mlxsup.protocol import CompletionChunk, CompletionRequest
 from mlxsup.report import Event, RunnerReport, Status
 
 if TYPE_CHECKING:
+    from mlxsup.engines.base import Ability
     from mlxsup.registry import Lease, Registry
     from mlxsup.runners.relay import Answer
+
+T = TypeVar("T")
 
 EVENT_BACKLOG = 10_000
 """Transitions kept for a subscriber that does not read; older ones are dropped."""
@@ -84,17 +87,20 @@ class Supervisor:
 
     # Work
 
-    def completion(self, model: str, request: CompletionRequest | None = None, **fields: Any) -> Completion:
+    def completion(
+        self, model: str, request: CompletionRequest | None = None, *, deadline: float | None = None, **fields: Any
+    ) -> Completion:
         """Ask a model for a completion: text or a picture, as CompletionChunks while they arrive.
 
-        Give a CompletionRequest or its fields. Nothing happens before it is entered, iterated or started.
+        Give a CompletionRequest or its fields. `deadline` bounds the whole of it, in seconds from now. Nothing is sent before
+        it is iterated or started.
 
         Raises:
             ModelNotFound: no such model or alias.
             InvalidRequest: fields of the wrong name or type, or both a request and fields.
         """
         settings = self.settings.resolve(model)
-        return Completion(self._registry(), settings, _request(request, fields))
+        return Completion(self._registry(), settings, _request(request, fields), deadline)
 
     @asynccontextmanager
     async def lease(self, model: str) -> AsyncIterator[Lease]:
@@ -132,6 +138,15 @@ class Supervisor:
     async def drain(self, *, force: bool = False) -> None:
         """Begin the shutdown now: refuse new work, let work in flight end unless `force`; returns when nothing runs."""
         await self._entered().close(force=force)
+
+    def require(self, model: str, ability: Ability) -> None:
+        """Refuse what a model's engine cannot do at all, such as an embedding from an image runner.
+
+        Raises:
+            ModelNotFound: no such model or alias.
+            NotSupported: the engine has no such ability.
+        """
+        ENGINES[self.settings.resolve(model).engine].require(ability)
 
     # Questions
 
@@ -182,9 +197,14 @@ class Completion:
     `request` is the work as the runner gets it, seed included.
     """
 
-    def __init__(self, registry: Registry, model: ModelSettings, request: CompletionRequest) -> None:
+    def __init__(
+        self, registry: Registry, model: ModelSettings, request: CompletionRequest, deadline: float | None
+    ) -> None:
         self.model = model.name
         self.request = request.with_seed()
+        self._queue_timeout = model.queue_timeout
+        self._deadline = deadline
+        self._ends_at = None if deadline is None else time.monotonic() + deadline
         self._registry = registry
         self._answer: Answer | None = None
         self._lease: Lease | None = None
@@ -198,8 +218,8 @@ class Completion:
         """
         if self._answer is None and not self._ended:
             try:
-                self._lease = await self._registry.acquire(self.model)
-                self._answer = await self._lease.runner.completion(self.request)
+                self._lease = await self._in_time(self._take_turn())
+                self._answer = await self._in_time(self._lease.runner.completion(self.request))
             except BaseException:
                 self._end()
                 raise
@@ -229,7 +249,7 @@ class Completion:
         if self._ended or self._answer is None:
             raise StopAsyncIteration
         try:
-            chunk = await self._answer.next_chunk()
+            chunk = await self._in_time(self._answer.next_chunk())
         except BaseException:
             self._end()
             raise
@@ -247,6 +267,29 @@ class Completion:
     def __del__(self) -> None:
         """A dropped iterator, as after `break`, ends its work too."""
         self._end()
+
+    async def _take_turn(self) -> Lease:
+        try:
+            async with asyncio.timeout(self._queue_timeout):
+                return await self._registry.acquire(self.model)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{self.model} had no free place within its queue_timeout of {self._queue_timeout:g} s",
+                details={"model": self.model, "stage": "queue", "limit": self._queue_timeout},
+            ) from None
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        """Await `work` within the request's own deadline."""
+        if self._ends_at is None:
+            return await work
+        try:
+            async with asyncio.timeout(self._ends_at - time.monotonic()):
+                return await work
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the request's deadline of {self._deadline:g} s has passed",
+                details={"model": self.model, "stage": "queue" if self._lease is None else "answer"},
+            ) from None
 
     def _end(self) -> None:
         self._ended = True

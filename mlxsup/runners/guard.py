@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from contextlib import suppress
@@ -71,7 +72,7 @@ class Guard:
         self._tell("bye")
         self._drop_pipe()
         if self._sentinel is not None:
-            await self._sentinel.wait()
+            await self._sentinel.stop(signal.SIGCONT, grace=1.0)  # it ends by itself; a stopped one is helped along
             self._sentinel = None
         if self._watcher is not None:
             await self._watcher

@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
 AVAILABLE = os.path.isdir("/proc/self/fd")
 """Whether this system has Linux's /proc."""
 
@@ -42,16 +44,39 @@ def is_running(pid: int) -> bool:
     return _stat(pid, 0) not in ("", "Z", "X")
 
 
+def children(pid: int) -> list[int]:
+    """Return the pids of a process's children."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_bytes().split())
+    except OSError:
+        return found
+    return found
+
+
+def resident(pid: int) -> int:
+    """Return the resident memory of one process in bytes, 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
+
+
 def listening_inodes(port: int) -> list[str]:
-    """Return the inodes of the sockets that listen on a TCP port, on any address of this network namespace."""
+    """Return the inodes of the sockets that listen on a TCP port, on any address of this network namespace.
+
+    IPv6 is looked at only when IPv4 has none: the kernel takes some milliseconds to write either table.
+    """
     line = re.compile(rb"^ *\d+: [0-9A-F]+:%04X [0-9A-F:]+ 0A(?: +\S+){5} +(\d+)" % port, re.MULTILINE)
-    found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
-            found += [match[1].decode() for match in line.finditer(Path(table).read_bytes())]
+            found = [match[1].decode() for match in line.finditer(Path(table).read_bytes())]
         except OSError:
             continue
-    return found
+        if found:
+            return found
+    return []
 
 
 def holds_socket(pid: int, inodes: list[str]) -> bool:

@@ -11,11 +11,11 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import aiohttp
-import psutil
 
 from mlxsup.config import ModelSettings
 from mlxsup.engines import Address, Engine, Finding, Verdict
 from mlxsup.errors import LoadFailed, LoadTimeout
+from mlxsup.runners import footprint
 from mlxsup.runners.listener import Owner, owner
 from mlxsup.runners.process import Process
 
@@ -115,7 +115,7 @@ class Readiness:
             if finding.verdict is Verdict.FAILED:
                 raise LoadFailed(finding.detail, details={"stage": "loading", "model": self._model.name})
             self.detail = finding.detail or self.detail
-            if self._note_progress(finding):
+            if await race(self._note_progress(finding), interrupted):
                 paced_from = time.monotonic()
             self._check_deadline()
             activity = self._process.activity
@@ -165,7 +165,7 @@ class Readiness:
                 log.info("cannot tell who listens on %s; taken for the runner of %s", self._address, self._model.name)
         return True
 
-    def _note_progress(self, finding: Finding) -> bool:
+    async def _note_progress(self, finding: Finding) -> bool:
         """Move the deadline on when health progress or resident memory grew; True for the former."""
         now = time.monotonic()
         if finding.progress is not None and finding.progress > (self.progress or 0.0):
@@ -174,7 +174,7 @@ class Readiness:
             return True
         if now - self._looked >= min(1.0, self._load_timeout / 4):
             self._looked = now
-            resident = _resident(self._process.pid)
+            resident = await asyncio.to_thread(footprint.measure, self._process.pid)
             if resident > self._resident + GROWTH:
                 self._resident = resident
                 self._moved = now
@@ -202,13 +202,6 @@ class Readiness:
                 "last_words": self._process.output.last_words(),
             },
         )
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
 
 
 def open_session(address: Address, connect_timeout: float) -> aiohttp.ClientSession:

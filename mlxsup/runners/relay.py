@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import deque
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import aiohttp
 import msgspec
@@ -21,8 +21,15 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CompletionChunk)
 _ERROR_PREFIX = "error:"
 
-Blame = Callable[[str], Awaitable[MlxsupError]]
-"""Asked when an answer breaks off: returns the error that says why, the runner's death with its last words first."""
+
+class Witness(Protocol):
+    """Who knows the runner behind an answer."""
+
+    async def blame(self, what: str) -> MlxsupError:
+        """Return why an answer broke off: the runner's death with its last words if it died, else `what`."""
+
+    def testify(self, error: MlxsupError) -> MlxsupError:
+        """Add the runner's last words to an error that it caused."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,12 +79,12 @@ class Answer:
     An answer with steps is image work: it must end with a picture, and may report an error in its last line.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, limits: Limits, blame: Blame) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, limits: Limits, witness: Witness) -> None:
         self._response = response
         self._limits = limits
-        self._blame = blame
+        self._witness = witness
         self._framer = LineFramer()
-        self._lines: list[bytes] = []
+        self._lines: deque[bytes] = deque()
         self._started = False
         self._image_work = False
         self._image_seen = False
@@ -105,12 +112,12 @@ class Answer:
     async def _next_line(self) -> bytes:
         while True:
             while self._lines:
-                line = self._lines.pop(0)
+                line = self._lines.popleft()
                 if line.strip():
                     return line
             data = await self._read()
             if data:
-                self._lines = self._framer.feed(data)
+                self._lines.extend(self._framer.feed(data))
             elif self._framer.rest.strip():
                 # the last line may lack its newline: whole JSON with `done` ends the answer, anything else was cut
                 rest, self._framer = self._framer.rest, LineFramer()
@@ -129,7 +136,8 @@ class Answer:
         except TimeoutError:
             self.close()
             what = "nothing more" if self._started else "no first chunk"
-            raise Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit}) from None
+            stalled = Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit})
+            raise self._witness.testify(stalled) from None
         except (aiohttp.ClientError, OSError) as error:
             await self._fail(f"its answer broke off: {error}")
 
@@ -139,12 +147,14 @@ class Answer:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self.close()
             shown = line[:80].decode("utf-8", errors="replace")
-            raise BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}") from error
+            bad = BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}")
+            raise self._witness.testify(bad) from error
         self._image_work = self._image_work or chunk.total is not None
         self._image_seen = self._image_seen or bool(chunk.image)
         if chunk.done and chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
             self.close()
-            raise RunnerError(chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE], status=500)
+            told = chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE]
+            raise self._witness.testify(RunnerError(told, status=500))
         if chunk.done and self._image_work and not self._image_seen:
             await self._fail("it said done without a picture")
         return chunk
@@ -155,11 +165,11 @@ class Answer:
 
     async def _fail(self, what: str) -> NoReturn:
         self.close()
-        raise await self._blame(what)
+        raise await self._witness.blame(what)
 
 
 async def post_completion(
-    session: aiohttp.ClientSession, url: str, request: CompletionRequest, limits: Limits, blame: Blame
+    session: aiohttp.ClientSession, url: str, request: CompletionRequest, limits: Limits, witness: Witness
 ) -> Answer:
     """Send a request and return its answer once the runner has accepted it.
 
@@ -173,15 +183,14 @@ async def post_completion(
         async with asyncio.timeout(limits.first_chunk):
             response = await session.post(url, data=body, headers={"Content-Type": "application/json"})
             if response.status == 200:
-                return Answer(response, limits, blame)
+                return Answer(response, limits, witness)
             text = await _read_at_most(response, MAX_ERROR_BODY)
     except TimeoutError:
-        raise Stalled(
-            f"the runner did not answer within {limits.first_chunk:g} s", details={"limit": limits.first_chunk}
-        ) from None
+        late = f"the runner did not answer within {limits.first_chunk:g} s"
+        raise witness.testify(Stalled(late, details={"limit": limits.first_chunk})) from None
     except (aiohttp.ClientError, OSError) as error:
-        raise await blame(f"it did not take the request: {error}") from error
-    raise runner_refusal(response.status, text)
+        raise await witness.blame(f"it did not take the request: {error}") from error
+    raise witness.testify(runner_refusal(response.status, text))
 
 
 async def _read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:

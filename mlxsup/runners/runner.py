@@ -48,12 +48,19 @@ class RunnerReady(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class RunnerGone(msgspec.Struct, frozen=True):
-    """The process and its group are gone; `error` says why if nobody asked for it, `loaded` if it had been ready."""
+class RunnerFailing(msgspec.Struct, frozen=True):
+    """The runner could not be loaded, or died; what is left of it is being cleaned up."""
 
     model: str
     generation: int
-    loaded: bool
+    error: MlxsupError
+
+
+class RunnerGone(msgspec.Struct, frozen=True):
+    """The process and all it left are gone; `error` says why if nobody asked for it."""
+
+    model: str
+    generation: int
     error: MlxsupError | None
 
 
@@ -65,7 +72,7 @@ class RunnerStuck(msgspec.Struct, frozen=True):
     pids: list[int]
 
 
-Notice = RunnerReady | RunnerGone | RunnerStuck
+Notice = RunnerReady | RunnerFailing | RunnerGone | RunnerStuck
 
 
 class Runner:
@@ -86,6 +93,8 @@ class Runner:
         self.address: Address | None = None
         self.started = time.monotonic()
         self.exit: ExitRecord | None = None
+        self.memory = 0
+        self.peak_memory = 0
         self._engine = engine
         self._load_timeout = load_timeout
         self._guard = guard
@@ -121,6 +130,11 @@ class Runner:
         """The first and last lines of its error output."""
         return self._output.last_words()
 
+    def note_memory(self, resident: int) -> None:
+        """Take the memory measured just now, in bytes; 0 is nothing measured."""
+        self.memory = resident if self.pid > 0 else 0
+        self.peak_memory = max(self.peak_memory, self.memory)
+
     def stop(self) -> None:
         """Ask `run` to end the process now, in any phase; twice is once."""
         self._stopping.set()
@@ -148,9 +162,27 @@ class Runner:
                 f"the {self._engine.kind} engine cannot honour {', '.join(fields)}", details={"fields": fields}
             )
         if self._session is None or self.address is None or self.exit is not None:
-            raise await self._blame("it is not there any more")
+            raise await self.blame("it is not there any more")
         limits = Limits(first_chunk=self.model.first_chunk_timeout, silence=self.model.silence_timeout)
-        return await post_completion(self._session, f"{self.address.base_url}/completion", request, limits, self._blame)
+        return await post_completion(self._session, f"{self.address.base_url}/completion", request, limits, self)
+
+    async def blame(self, what: str) -> MlxsupError:
+        """Say why an answer broke off: asked to stop, dead, or alive and misbehaving."""
+        if self.exit is None and not self._stopping.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BLAME_WAIT):
+                    await asyncio.shield(self._interrupted)
+        if self._stopping.is_set():
+            return Unloaded(f"{self.model.name} was unloaded while it answered", details={"model": self.model.name})
+        if self.exit is not None:
+            return self._unwanted_exit()
+        return self.testify(BadAnswer(f"the runner of {self.model.name} lives, but {what}"))
+
+    def testify(self, error: MlxsupError) -> MlxsupError:
+        """Add to an error that this runner caused what it said last, and whose it is."""
+        said = {"model": self.model.name, "last_error": self.last_error, "last_words": self.last_words()}
+        error.details = said | error.details
+        return error
 
     # The one task
 
@@ -158,17 +190,9 @@ class Runner:
         """Load, serve until the process ends or `stop` is called, then leave nothing behind; reports by `notify`."""
         error: MlxsupError | None = None
         try:
-            await self._load()
-            self._loaded = True
-            self._notify(RunnerReady(self.model.name, self.generation, time.monotonic() - self.started))
-            await asyncio.wait({self._interrupted})
-        except Interrupted:
-            pass
-        except MlxsupError as failure:
-            error = failure
-        except Exception as failure:
-            log.exception("unexpected failure while running %s", self.model.name)
-            error = LoadFailed(f"unexpected failure: {failure!r}", details={"model": self.model.name})
+            error = await self._serve()
+            if error is not None:
+                self._notify(RunnerFailing(self.model.name, self.generation, error))
         except asyncio.CancelledError:  # the loop is being torn down: no time for grace
             self.stop()
             self.kill_now()
@@ -176,9 +200,23 @@ class Runner:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._end_process()
-        if error is None and not self._stopping.is_set():
-            error = self._unwanted_exit()
-        self._notify(RunnerGone(self.model.name, self.generation, self._loaded, error))
+        self._notify(RunnerGone(self.model.name, self.generation, error))
+
+    async def _serve(self) -> MlxsupError | None:
+        """Load and wait for the end; returns why it came, None when it was asked for."""
+        try:
+            await self._load()
+            self._loaded = True
+            self._notify(RunnerReady(self.model.name, self.generation, time.monotonic() - self.started))
+            await asyncio.wait({self._interrupted})
+        except Interrupted:
+            pass
+        except MlxsupError as error:
+            return error
+        except Exception as error:
+            log.exception("unexpected failure while running %s", self.model.name)
+            return LoadFailed(f"unexpected failure: {error!r}", details={"model": self.model.name})
+        return None if self._stopping.is_set() else self._unwanted_exit()
 
     async def _load(self) -> None:
         await race(asyncio.to_thread(self._engine.check, self.model), self._interrupted)
@@ -288,28 +326,14 @@ class Runner:
         self._process = self._session = None
 
     def _unwanted_exit(self) -> MlxsupError:
-        assert self.exit is not None  # nobody asked for a stop, so the exit is what ended the run
+        if self.exit is None:
+            return RunnerDied(f"lost track of the runner of {self.model.name}", details={"model": self.model.name})
         facts: dict[str, Any] = {"model": self.model.name, **self.exit.details()}
         if self._loaded:
             return RunnerDied(f"the runner of {self.model.name} died ({self.exit.describe()})", details=facts)
         return LoadFailed(
             f"{self.model.name} could not be loaded: its runner ended ({self.exit.describe()})",
             details={"stage": "loading", **facts},
-        )
-
-    async def _blame(self, what: str) -> MlxsupError:
-        """Say why an answer broke off: asked to stop, dead, or alive and misbehaving."""
-        if self.exit is None and not self._stopping.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(BLAME_WAIT):
-                    await asyncio.shield(self._interrupted)
-        if self._stopping.is_set():
-            return Unloaded(f"{self.model.name} was unloaded while it answered", details={"model": self.model.name})
-        if self.exit is not None:
-            return self._unwanted_exit()
-        return BadAnswer(
-            f"the runner of {self.model.name} lives, but {what}",
-            details={"model": self.model.name, "last_error": self.last_error, "last_words": self.last_words()},
         )
 
     def _log_line(self, stream: Stream, line: str, *, is_error: bool) -> None:

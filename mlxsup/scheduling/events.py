@@ -50,8 +50,16 @@ class Ready(msgspec.Struct, frozen=True):
     generation: int
 
 
+class Failing(msgspec.Struct, frozen=True):
+    """This generation has failed or died and is of no more use, though not all of it may be gone yet."""
+
+    model: str
+    generation: int
+    error: MlxsupError
+
+
 class Gone(msgspec.Struct, frozen=True):
-    """This generation's process is gone; `error` says why if nobody asked for it."""
+    """This generation's process and all it left are gone; `error` says why if nobody asked for it."""
 
     model: str
     generation: int
@@ -76,4 +84,4 @@ class Shutdown(msgspec.Struct, frozen=True):
     force: bool = False
 
 
-Event = Acquire | Load | Unload | Cancel | Release | Ready | Gone | Stuck | Tick | Shutdown
+Event = Acquire | Load | Unload | Cancel | Release | Ready | Failing | Gone | Stuck | Tick | Shutdown

@@ -95,6 +95,8 @@ class Scheduler:
                 self._release(self._models[event.model], event.ticket)
             case ev.Ready():
                 self._ready(self._models[event.model], event.generation)
+            case ev.Failing():
+                self._failing(self._models[event.model], event)
             case ev.Gone():
                 self._gone(self._models[event.model], event)
             case ev.Stuck():
@@ -193,10 +195,19 @@ class Scheduler:
         model.loading.clear()
         self._serve_waiting(model)
 
+    def _failing(self, model: _Model, event: ev.Failing) -> None:
+        """Tell those who waited for the load at once; those who wait behind a crash get another generation."""
+        if event.generation != model.generation or model.state not in ("starting", "ready", "draining"):
+            return
+        model.error = event.error
+        model.expires = model.drain_until = None
+        if model.state == "starting":
+            self._reject_waiting(model, event.error)
+        self._change(model, "stopping", event.error.message)
+
     def _gone(self, model: _Model, event: ev.Gone) -> None:
         if event.generation != model.generation or not model.live:
             return
-        was = model.state
         model.exits += 1
         model.expires = model.drain_until = None
         model.leases.clear()  # their callers learn it from their streams; a late release finds nothing
@@ -207,8 +218,6 @@ class Scheduler:
         else:
             model.error = event.error
             self._change(model, "failed", event.error.message)
-            if was == "starting":
-                self._reject_waiting(model, event.error)
         if (model.waiting or model.loading) and not self.closing:
             self._want(model, "asked for while it went")
 
