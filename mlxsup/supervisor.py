@@ -200,15 +200,15 @@ class Completion:
     def __init__(
         self, registry: Registry, model: ModelSettings, request: CompletionRequest, deadline: float | None
     ) -> None:
+        self._answer: Answer | None = None
+        self._lease: Lease | None = None
+        self._ended = False
         self.model = model.name
         self.request = request.with_seed()
         self._queue_timeout = model.queue_timeout
         self._deadline = deadline
         self._ends_at = None if deadline is None else time.monotonic() + deadline
         self._registry = registry
-        self._answer: Answer | None = None
-        self._lease: Lease | None = None
-        self._ended = False
 
     async def start(self) -> Self:
         """Wait until a runner has accepted the work; iterating does this by itself.

@@ -115,18 +115,21 @@ class Answer:
                 line = self._lines.popleft()
                 if line.strip():
                     return line
-            data = await self._read()
-            if data:
-                self._lines.extend(self._framer.feed(data))
-            elif self._framer.rest.strip():
-                # the last line may lack its newline: whole JSON with `done` ends the answer, anything else was cut
-                rest, self._framer = self._framer.rest, LineFramer()
-                with suppress(msgspec.DecodeError, UnicodeDecodeError):
-                    if _decoder.decode(rest).done:
-                        return rest
-                await self._fail("its answer was cut off in the middle of a line")
-            else:
-                await self._fail("its answer ended without a last chunk")
+            try:
+                data = await self._read()
+            except (aiohttp.ClientError, OSError) as error:
+                return await self._last_line(f"its answer broke off: {error}")
+            if not data:
+                return await self._last_line("its answer ended without a last chunk")
+            self._lines.extend(self._framer.feed(data))
+
+    async def _last_line(self, why: str) -> bytes:
+        """Return what came after the last newline if it is a whole `done` chunk: only its newline is missing then."""
+        rest = self._framer.rest.strip()
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            if rest and _decoder.decode(rest).done:
+                return rest
+        return await self._fail(f"{why}, in the middle of a line" if rest else why)
 
     async def _read(self) -> bytes:
         limit = self._limits.silence if self._started else self._limits.first_chunk
@@ -138,8 +141,6 @@ class Answer:
             what = "nothing more" if self._started else "no first chunk"
             stalled = Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit})
             raise self._witness.testify(stalled) from None
-        except (aiohttp.ClientError, OSError) as error:
-            await self._fail(f"its answer broke off: {error}")
 
     async def _decode(self, line: bytes) -> CompletionChunk:
         try:

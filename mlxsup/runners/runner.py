@@ -36,6 +36,9 @@ from mlxsup.runners.relay import Answer, Limits, post_completion
 log = logging.getLogger(__name__)
 
 ADDRESS_TRIES = 3
+TELL_DEATH_AFTER = 0.05
+TELL_FAILURE_AFTER = 0.5
+"""How long the clean-up after a death, and after a failed load, may delay the news of it."""
 BLAME_WAIT = 1.0
 """How long a broken answer waits for the exit that probably explains it."""
 
@@ -192,7 +195,7 @@ class Runner:
         try:
             error = await self._serve()
             if error is not None:
-                self._notify(RunnerFailing(self.model.name, self.generation, error))
+                await self._end_or_tell(error)
         except asyncio.CancelledError:  # the loop is being torn down: no time for grace
             self.stop()
             self.kill_now()
@@ -217,6 +220,14 @@ class Runner:
             log.exception("unexpected failure while running %s", self.model.name)
             return LoadFailed(f"unexpected failure: {error!r}", details={"model": self.model.name})
         return None if self._stopping.is_set() else self._unwanted_exit()
+
+    async def _end_or_tell(self, error: MlxsupError) -> None:
+        """Clean up after a failure; where that takes its time, as with a child that ignores SIGTERM, tell of it first."""
+        ending = asyncio.create_task(self._end_process(), name=f"mlxsup end {self.model.name}")
+        done, _ = await asyncio.wait({ending}, timeout=TELL_DEATH_AFTER if self._loaded else TELL_FAILURE_AFTER)
+        if not done:
+            self._notify(RunnerFailing(self.model.name, self.generation, error))
+        await ending
 
     async def _load(self) -> None:
         await race(asyncio.to_thread(self._engine.check, self.model), self._interrupted)
