@@ -16,8 +16,10 @@ import anyio.abc
 from mlxsup.config import ModelSettings, Settings
 from mlxsup.engines import ENGINES
 from mlxsup.errors import MlxsupError, ShuttingDown
+from mlxsup.records import Group, Records, state_directory, sweep
 from mlxsup.report import DeviceMemory, Event, MemoryReport, RunnerReport
 from mlxsup.runners import footprint
+from mlxsup.runners.addresses import AddressBook
 from mlxsup.runners.guard import Guard
 from mlxsup.runners.runner import Notice, Runner, RunnerFailing, RunnerGone, RunnerReady, RunnerStuck
 from mlxsup.scheduling import effects as fx
@@ -40,6 +42,8 @@ class Lease:
         self.runner = runner
         self._release = release
         self._held = True
+        runner.pulse.users += 1
+        runner.pulse.beat()
 
     @property
     def model(self) -> str:
@@ -60,6 +64,7 @@ class Lease:
         """Give it back; twice is once."""
         if self._held:
             self._held = False
+            self.runner.pulse.users -= 1
             self._release()
 
 
@@ -83,7 +88,10 @@ class Registry:
         self._closed = False
         self._give_up_at: float | None = None
         self._alive = asyncio.Event()
-        self._guard = Guard()
+        self._groups_changed = asyncio.Event()
+        self._guard = Guard(self._groups_changed.set)
+        self._records = Records(state_directory(), self._guard.mark, str(self._guard.folder))
+        self._addresses = AddressBook(self._guard.folder)
 
     # Questions of callers
 
@@ -164,8 +172,10 @@ class Registry:
             MlxsupError: the shutdown gave up on a process that will not die; its pids are in the message.
         """
         try:
+            await asyncio.to_thread(self._clear_the_way)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._observe, name="mlxsup observer")
+                tasks.start_soon(self._keep_records, name="mlxsup records")
                 started.set()
                 while not self._closed and await self._something_arrived():
                     while self._events:
@@ -180,18 +190,31 @@ class Registry:
             self._end()
             with anyio.CancelScope(shield=True):
                 await self._guard.close()
+                await asyncio.to_thread(self._records.close)
+
+    def _clear_the_way(self) -> None:
+        sweep(state_directory())
+        self._records.open()
+
+    async def _keep_records(self) -> None:
+        """Write down which groups run, whenever that has changed."""
+        while True:
+            await self._groups_changed.wait()
+            self._groups_changed.clear()
+            groups = [Group(pgid, started) for pgid, started in self._guard.groups.items()]
+            await asyncio.to_thread(self._records.write, groups)
 
     async def _observe(self) -> None:
-        """Measure the memory of what runs, once a second, only while something does."""
+        """Look at what runs, once a second, only while something does."""
         while True:
             await self._alive.wait()
             await asyncio.sleep(OBSERVE_EVERY)
             runners = [runner for runner in self._runners.values() if runner.pid > 0]
             if not runners:
                 self._alive.clear()
-            measured = await asyncio.to_thread(_measure_all, [runner.pid for runner in runners])
-            for runner, resident in zip(runners, measured, strict=True):
-                runner.note_memory(resident)
+            sights = await asyncio.to_thread(_look_at_all, [runner.pid for runner in runners])
+            for runner, sight in zip(runners, sights, strict=True):
+                runner.note_sight(sight)
 
     async def _something_arrived(self) -> bool:
         """Wait for the next event; False when a shutdown has taken longer than it may."""
@@ -237,6 +260,7 @@ class Registry:
             generation,
             load_timeout=timeout,
             guard=self._guard,
+            addresses=self._addresses,
             notify=self._notice,
         )
 
@@ -321,8 +345,8 @@ class Registry:
         self._subscribers.clear()
 
 
-def _measure_all(pids: list[int]) -> list[int]:
-    return [footprint.measure(pid) for pid in pids]
+def _look_at_all(pids: list[int]) -> list[footprint.Sight]:
+    return [footprint.look(pid) for pid in pids]
 
 
 def _policy(model: ModelSettings, settings: Settings) -> Policy:

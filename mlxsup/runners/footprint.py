@@ -1,12 +1,30 @@
-"""How much memory a runner uses now: the resident memory of its process and of all that came from it."""
+"""What a runner looks like from outside: the memory of its process and of all that came from it, and whether it is stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import psutil
 
 from mlxsup.runners import procfs
+
+
+class Sight(msgspec.Struct, frozen=True):
+    """One look at a runner: resident bytes of its tree, and whether its process is stopped (SIGSTOP, a debugger)."""
+
+    resident: int
+    stopped: bool
+
+
+def look(pid: int) -> Sight:
+    """Look at the tree below `pid`; a process that is gone has no memory and is not stopped. Call it off the loop."""
+    if procfs.AVAILABLE:
+        return Sight(measure(pid), procfs.is_stopped(pid))
+    try:
+        return Sight(measure(pid), psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return Sight(0, stopped=False)
 
 
 def measure(pid: int) -> int:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mlxsup.runners.process import Process
 
 log = logging.getLogger(__name__)
 
+FOLDER_PREFIX = "mlxsup-"
 SOCKET_PATH_LIMIT = 103
 """macOS gives 104 bytes to the path of a unix socket, the closing NUL included; Linux 108."""
 
@@ -33,12 +35,18 @@ class Guard:
     `start` is cheap until the first runner: the sentinel is started by the first `watch`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        """Make the mark and the folder; `on_change` is called when the set of watched groups has changed.
+
+        Raises:
+            LoadFailed: there is no short writable folder for sockets.
+        """
         self.mark = secrets.token_hex(8)
-        self.folder = Path(tempfile.mkdtemp(prefix="mlxsup-", dir=_short_base()))
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_short_base()))
         self._sentinel: Process | None = None
         self._watcher: asyncio.Task[object] | None = None
         self._pipe: int | None = None
+        self._on_change = on_change
         self._groups: dict[int, str] = {}
         self._starting = asyncio.Lock()
 
@@ -57,15 +65,22 @@ class Guard:
                 self._drop_pipe()
                 await self._start()
 
+    @property
+    def groups(self) -> dict[int, str]:
+        """The watched groups, each with the start time of its leader ("-" where unknown)."""
+        return dict(self._groups)
+
     def watch(self, pgid: int) -> None:
         """Have this group ended if the supervisor dies."""
         self._groups[pgid] = procfs.start_time(pgid) or "-"
         self._tell(f"watch {pgid} {self._groups[pgid]}")
+        self._on_change()
 
     def forget(self, pgid: int) -> None:
         """The group is gone and its number free for others."""
         if self._groups.pop(pgid, None) is not None:
             self._tell(f"forget {pgid}")
+            self._on_change()
 
     async def close(self) -> None:
         """Dismiss the sentinel, wait for its end and remove the folder."""

@@ -1,20 +1,14 @@
-"""Where a runner listens, and whether the one who listens there is ours."""
+"""Whether the one who listens on a runner's port is that runner."""
 
 from __future__ import annotations
 
 import enum
-import itertools
-import os
-import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 
 from mlxsup.engines import Address
 from mlxsup.runners import marks, procfs
-
-_numbers = itertools.count(1)
 
 
 class Owner(enum.Enum):
@@ -23,18 +17,6 @@ class Owner(enum.Enum):
     OURS = "ours"
     STRANGER = "stranger"
     UNKNOWN = "unknown"
-
-
-def new_socket_address(folder: Path) -> Address:
-    """Return a unix socket address in a private folder; the runner makes the socket."""
-    return Address(socket=str(folder / f"{next(_numbers)}.sock"))
-
-
-def new_port_address() -> Address:
-    """Return a loopback port that is free now; the owner check catches whoever is quicker than our runner."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Address(port=probe.getsockname()[1])
 
 
 def owner(address: Address, pid: int, mark: str) -> Owner:
@@ -79,9 +61,3 @@ def _listens(pid: int, port: int) -> bool:
         return False
     listeners = [found.laddr for found in connections if found.status == psutil.CONN_LISTEN]
     return any(getattr(address, "port", None) == port for address in listeners)
-
-
-def remove_socket(address: Address) -> None:
-    """Remove a dead runner's socket file."""
-    if address.socket and os.path.exists(address.socket):
-        os.unlink(address.socket)

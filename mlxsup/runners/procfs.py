@@ -44,6 +44,11 @@ def is_running(pid: int) -> bool:
     return _stat(pid, 0) not in ("", "Z", "X")
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a signal or a debugger has stopped the process."""
+    return _stat(pid, 0) in ("T", "t")
+
+
 def children(pid: int) -> list[int]:
     """Return the pids of a process's children."""
     found: list[int] = []

@@ -8,15 +8,14 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
-
-import aiohttp
+from typing import TypeVar
 
 from mlxsup.config import ModelSettings
-from mlxsup.engines import Address, Engine, Finding, Verdict
+from mlxsup.engines import Address, Finding, Verdict
 from mlxsup.errors import LoadFailed, LoadTimeout
 from mlxsup.runners import footprint
 from mlxsup.runners.listener import Owner, owner
+from mlxsup.runners.probe import Probe
 from mlxsup.runners.process import Process
 
 log = logging.getLogger(__name__)
@@ -69,19 +68,16 @@ class Readiness:
     def __init__(
         self,
         model: ModelSettings,
-        engine: Engine,
         process: Process,
         address: Address,
-        session: aiohttp.ClientSession,
+        probe: Probe,
         load_timeout: float,
     ) -> None:
         self._model = model
-        self._engine = engine
         self._process = process
         self._address = address
-        self._session = session
+        self._probe = probe
         self._load_timeout = load_timeout
-        self._health = model.health or engine.default_health
         self._check_owner = address.transport == "tcp" and model.check_listener
         self._owner: asyncio.Task[Owner] | None = None
         self._moved = process.started
@@ -109,7 +105,7 @@ class Readiness:
     async def _wait(self, interrupted: asyncio.Future[None]) -> None:
         paced_from = self._process.started
         while True:
-            finding = await race(self._probe(), interrupted)
+            finding = await race(self._ask(), interrupted)
             if finding.verdict is Verdict.READY and await race(self._is_ours(), interrupted):
                 return
             if finding.verdict is Verdict.FAILED:
@@ -124,30 +120,14 @@ class Readiness:
             if activity.count != before:
                 paced_from = time.monotonic()
 
-    async def _probe(self) -> Finding:
+    async def _ask(self) -> Finding:
         if self.told_ready:
             return Finding(Verdict.READY)
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT):
-                if self._health == "none":
-                    return await self._knock()
-                async with self._session.get(self._address.base_url + self._health) as answer:
-                    self._note_answer()
-                    body = await answer.content.read(64 * 1024)
-                    return self._engine.read_health(answer.status, body)
-        except TimeoutError:
-            return Finding(Verdict.LOADING, detail=f"{self._health} did not answer within {PROBE_TIMEOUT:g} s")
-        except (aiohttp.ClientError, OSError):
+        finding = await self._probe.ask(PROBE_TIMEOUT)
+        if finding is None:
             return Finding(Verdict.LOADING)
-
-    async def _knock(self) -> Finding:
-        at = self._address
-        opening: Awaitable[tuple[Any, asyncio.StreamWriter]] = (
-            asyncio.open_unix_connection(at.socket) if at.socket else asyncio.open_connection(at.host, at.port)
-        )
-        _, writer = await opening
-        writer.close()
-        return Finding(Verdict.READY)
+        self._note_answer()
+        return finding
 
     def _note_answer(self) -> None:
         """Look up who it is that answers, once and off the loop, while the load goes on."""
@@ -202,27 +182,6 @@ class Readiness:
                 "last_words": self._process.output.last_words(),
             },
         )
-
-
-def open_session(address: Address, connect_timeout: float) -> aiohttp.ClientSession:
-    """Return the one HTTP session of a runner: fresh connections, no limits of number or time but the connect's.
-
-    A kept connection that the runner has just closed would fail a request that never reached it; a new one on loopback
-    costs a fraction of a millisecond.
-    """
-    connector: aiohttp.BaseConnector = (
-        aiohttp.UnixConnector(address.socket, limit=0, force_close=True)
-        if address.socket
-        else aiohttp.TCPConnector(limit=0, force_close=True)
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
-        auto_decompress=False,
-        skip_auto_headers=("Accept-Encoding", "User-Agent"),
-        trust_env=False,
-        read_bufsize=256 * 1024,
-    )
 
 
 async def listen_for_ready_byte(reader: int, on_ready: Callable[[], None]) -> asyncio.BaseTransport:

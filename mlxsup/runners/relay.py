@@ -12,6 +12,7 @@ import msgspec
 
 from mlxsup.errors import BY_CODE, BadAnswer, MlxsupError, RunnerError, Stalled
 from mlxsup.protocol import CompletionChunk, CompletionRequest
+from mlxsup.runners.liveness import Pulse
 
 MAX_LINE = 256 * 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
@@ -24,6 +25,8 @@ _ERROR_PREFIX = "error:"
 
 class Witness(Protocol):
     """Who knows the runner behind an answer."""
+
+    pulse: Pulse
 
     async def blame(self, what: str) -> MlxsupError:
         """Return why an answer broke off: the runner's death with its last words if it died, else `what`."""
@@ -83,6 +86,7 @@ class Answer:
         self._response = response
         self._limits = limits
         self._witness = witness
+        self._first_awaited = True
         self._framer = LineFramer()
         self._lines: deque[bytes] = deque()
         self._started = False
@@ -101,12 +105,14 @@ class Answer:
         line = await self._next_line()
         chunk = await self._decode(line)
         self._started = True
+        self._note_first()
         if chunk.done:
             self.close()
         return chunk
 
     def close(self) -> None:
         """Drop the connection; a runner at work sees its caller leave. Safe to call twice."""
+        self._note_first()
         self._response.close()
 
     async def _next_line(self) -> bytes:
@@ -135,12 +141,19 @@ class Answer:
         limit = self._limits.silence if self._started else self._limits.first_chunk
         try:
             async with asyncio.timeout(limit):
-                return await self._response.content.readany()
+                data = await self._response.content.readany()
         except TimeoutError:
             self.close()
             what = "nothing more" if self._started else "no first chunk"
             stalled = Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit})
             raise self._witness.testify(stalled) from None
+        self._witness.pulse.beat()
+        return data
+
+    def _note_first(self) -> None:
+        if self._first_awaited:
+            self._first_awaited = False
+            self._witness.pulse.waiting -= 1
 
     async def _decode(self, line: bytes) -> CompletionChunk:
         try:
@@ -179,12 +192,23 @@ async def post_completion(
         MlxsupError: the class that belongs to the runner's own error code, where it is one of ours.
         RunnerDied, BadAnswer, Stalled: as for Answer.
     """
-    body = _encoder.encode(request)
+    witness.pulse.waiting += 1
+    try:
+        response = await _post(session, url, _encoder.encode(request), limits, witness)
+    except BaseException:
+        witness.pulse.waiting -= 1
+        raise
+    return Answer(response, limits, witness)
+
+
+async def _post(
+    session: aiohttp.ClientSession, url: str, body: bytes, limits: Limits, witness: Witness
+) -> aiohttp.ClientResponse:
     try:
         async with asyncio.timeout(limits.first_chunk):
             response = await session.post(url, data=body, headers={"Content-Type": "application/json"})
             if response.status == 200:
-                return Answer(response, limits, witness)
+                return response
             text = await _read_at_most(response, MAX_ERROR_BODY)
     except TimeoutError:
         late = f"the runner did not answer within {limits.first_chunk:g} s"

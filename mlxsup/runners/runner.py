@@ -19,16 +19,19 @@ from mlxsup.config import ModelSettings
 from mlxsup.engines import Address, Engine, Launch
 from mlxsup.errors import BadAnswer, LoadFailed, MlxsupError, RunnerDied, Unloaded, UnsupportedParameter
 from mlxsup.protocol import CompletionRequest
-from mlxsup.runners import environment, listener
+from mlxsup.runners import environment
+from mlxsup.runners.addresses import AddressBook
+from mlxsup.runners.footprint import Sight
 from mlxsup.runners.guard import Guard
+from mlxsup.runners.liveness import Patience, Pulse, wedged
 from mlxsup.runners.output import OutputRecord, Stream
+from mlxsup.runners.probe import Probe, open_session
 from mlxsup.runners.process import ExitRecord, Process
 from mlxsup.runners.readiness import (
     Interrupted,
     Readiness,
     StrangerListens,
     listen_for_ready_byte,
-    open_session,
     race,
 )
 from mlxsup.runners.relay import Answer, Limits, post_completion
@@ -36,9 +39,8 @@ from mlxsup.runners.relay import Answer, Limits, post_completion
 log = logging.getLogger(__name__)
 
 ADDRESS_TRIES = 3
-TELL_DEATH_AFTER = 0.05
-TELL_FAILURE_AFTER = 0.5
-"""How long the clean-up after a death, and after a failed load, may delay the news of it."""
+TELL_AFTER = 0.5
+"""How long the clean-up after a failed load may delay the news of it."""
 BLAME_WAIT = 1.0
 """How long a broken answer waits for the exit that probably explains it."""
 
@@ -89,6 +91,7 @@ class Runner:
         *,
         load_timeout: float,
         guard: Guard,
+        addresses: AddressBook,
         notify: Callable[[Notice], None],
     ) -> None:
         self.model = model
@@ -96,21 +99,26 @@ class Runner:
         self.address: Address | None = None
         self.started = time.monotonic()
         self.exit: ExitRecord | None = None
+        self.pulse = Pulse()
         self.memory = 0
         self.peak_memory = 0
         self._engine = engine
         self._load_timeout = load_timeout
         self._guard = guard
+        self._addresses = addresses
         self._notify = notify
         self._process: Process | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._probe: Probe | None = None
         self._readiness: Readiness | None = None
         self._output = OutputRecord(self._log_line, engine.noise)
         self._stopping = asyncio.Event()
         self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loaded = False
         self._abandoned = False
+        self._seen_stopped = False
+        self._wedged = ""
 
     # What others may ask while `run` is at work
 
@@ -133,10 +141,15 @@ class Runner:
         """The first and last lines of its error output."""
         return self._output.last_words()
 
-    def note_memory(self, resident: int) -> None:
-        """Take the memory measured just now, in bytes; 0 is nothing measured."""
-        self.memory = resident if self.pid > 0 else 0
-        self.peak_memory = max(self.peak_memory, self.memory)
+    def note_sight(self, sight: Sight) -> None:
+        """Take what the process looks like just now; one that is stopped twice in a row is ended."""
+        if self.pid < 0 or sight.resident == 0:
+            return
+        self.memory = sight.resident
+        self.peak_memory = max(self.peak_memory, sight.resident)
+        if sight.stopped and self._seen_stopped:
+            self._give_up("its process was stopped and does no work")
+        self._seen_stopped = sight.stopped
 
     def stop(self) -> None:
         """Ask `run` to end the process now, in any phase; twice is once."""
@@ -171,14 +184,14 @@ class Runner:
 
     async def blame(self, what: str) -> MlxsupError:
         """Say why an answer broke off: asked to stop, dead, or alive and misbehaving."""
-        if self.exit is None and not self._stopping.is_set():
+        if not self._interrupted.done():
             with suppress(TimeoutError):
                 async with asyncio.timeout(BLAME_WAIT):
                     await asyncio.shield(self._interrupted)
         if self._stopping.is_set():
             return Unloaded(f"{self.model.name} was unloaded while it answered", details={"model": self.model.name})
-        if self.exit is not None:
-            return self._unwanted_exit()
+        if self.exit is not None or self._wedged:
+            return self._unwanted_end()
         return self.testify(BadAnswer(f"the runner of {self.model.name} lives, but {what}"))
 
     def testify(self, error: MlxsupError) -> MlxsupError:
@@ -211,7 +224,7 @@ class Runner:
             await self._load()
             self._loaded = True
             self._notify(RunnerReady(self.model.name, self.generation, time.monotonic() - self.started))
-            await asyncio.wait({self._interrupted})
+            await race(self._notice_wedge(), self._interrupted)
         except Interrupted:
             pass
         except MlxsupError as error:
@@ -219,12 +232,29 @@ class Runner:
         except Exception as error:
             log.exception("unexpected failure while running %s", self.model.name)
             return LoadFailed(f"unexpected failure: {error!r}", details={"model": self.model.name})
-        return None if self._stopping.is_set() else self._unwanted_exit()
+        return None if self._stopping.is_set() else self._unwanted_end()
+
+    async def _notice_wedge(self) -> None:
+        patience = Patience(
+            interval=self.model.probe_interval,
+            first_chunk=self.model.first_chunk_timeout,
+            silence=self.model.silence_timeout,
+        )
+        self._give_up(await wedged(self.pulse, patience, self._still_answers))
+        await self._interrupted
+
+    async def _still_answers(self) -> bool:
+        return self._probe is not None and await self._probe.ask(self.model.probe_timeout) is not None
+
+    def _give_up(self, why: str) -> None:
+        """End a runner that lives and is of no use."""
+        self._wedged = why
+        self._interrupt()
 
     async def _end_or_tell(self, error: MlxsupError) -> None:
         """Clean up after a failure; where that takes its time, as with a child that ignores SIGTERM, tell of it first."""
         ending = asyncio.create_task(self._end_process(), name=f"mlxsup end {self.model.name}")
-        done, _ = await asyncio.wait({ending}, timeout=TELL_DEATH_AFTER if self._loaded else TELL_FAILURE_AFTER)
+        done, _ = await asyncio.wait({ending}, timeout=TELL_AFTER)
         if not done:
             self._notify(RunnerFailing(self.model.name, self.generation, error))
         await ending
@@ -242,6 +272,7 @@ class Runner:
                 if self._stopping.is_set() or self._output.cause != "port_in_use":
                     raise
                 why = "its port was taken"
+                self._addresses.refuse_hold(self.model.name)
             if attempt == ADDRESS_TRIES:
                 break
             log.warning("%s: %s; trying another", self.model.name, why, extra=self._facts())
@@ -257,14 +288,17 @@ class Runner:
         )
 
     async def _try_load(self) -> None:
-        unix = self._engine.transport(self.model) == "unix"
-        self.address = listener.new_socket_address(self._guard.folder) if unix else listener.new_port_address()
+        with self._addresses.place(self.model.name, self._engine.transport(self.model)) as place:
+            self.address = place.address
+            await self._start_and_wait()
+
+    async def _start_and_wait(self) -> None:
+        assert self.address is not None
         ready_fd = await self._spawn(self._engine.launch(self.model, self.address))
         assert self._process is not None
         self._session = open_session(self.address, self.model.connect_timeout)
-        self._readiness = Readiness(
-            self.model, self._engine, self._process, self.address, self._session, self._load_timeout
-        )
+        self._probe = Probe(self.model, self._engine, self.address, self._session)
+        self._readiness = Readiness(self.model, self._process, self.address, self._probe, self._load_timeout)
         if ready_fd is None:
             return await self._readiness.wait(self._interrupted)
         transport = await listen_for_ready_byte(ready_fd, self._on_ready_byte)
@@ -313,8 +347,12 @@ class Runner:
             self._process.activity.note()
 
     def _interrupt(self) -> None:
-        if not self._interrupted.done():
-            self._interrupted.set_result(None)
+        """End what goes on. The news of a death goes out before anybody who used the runner can ask for it again."""
+        if self._interrupted.done():
+            return
+        self._interrupted.set_result(None)
+        if self._loaded and not self._stopping.is_set():
+            self._notify(RunnerFailing(self.model.name, self.generation, self._unwanted_end()))
 
     async def _end_process(self) -> None:
         """Stop the process if it runs, see that nothing of it is left, give back what it held."""
@@ -333,10 +371,13 @@ class Runner:
         if session is not None:
             await session.close()
         if self.address is not None:
-            listener.remove_socket(self.address)
+            self._addresses.forget(self.address)
         self._process = self._session = None
 
-    def _unwanted_exit(self) -> MlxsupError:
+    def _unwanted_end(self) -> MlxsupError:
+        if self._wedged:
+            told = f"the runner of {self.model.name} was ended: {self._wedged}"
+            return self.testify(RunnerDied(told, details={"cause": "wedged", "reason": self._wedged}))
         if self.exit is None:
             return RunnerDied(f"lost track of the runner of {self.model.name}", details={"model": self.model.name})
         facts: dict[str, Any] = {"model": self.model.name, **self.exit.details()}

@@ -1,0 +1,172 @@
+"""What outlives the process: which runners a supervisor started, so that the next one can end what a crash left behind.
+
+Each supervisor has a folder of its own in the state directory, with a lock that it holds while it lives and a record that is
+replaced atomically. A record that cannot be written or read costs a warning, never a start: the sentinel and the marks are
+the first line, this is the second.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from mlxsup.runners import marks, procfs
+from mlxsup.runners.guard import FOLDER_PREFIX
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+SWEEP_LIMIT = 2.0
+"""Seconds that a start spends on what an earlier life left."""
+
+
+class Group(msgspec.Struct, frozen=True):
+    """One runner: its process group, and the start time that tells its leader from a later process of that number."""
+
+    pgid: int
+    started: str
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What a supervisor writes down. `boot` is the system's boot id: pids of another boot mean nothing."""
+
+    version: int = VERSION
+    mark: str
+    boot: str = ""
+    folder: str = ""
+    groups: list[Group] = []
+
+
+def state_directory(environ: Mapping[str, str] | None = None) -> Path:
+    """Return where state is kept: systemd's $STATE_DIRECTORY, else $XDG_STATE_HOME/mlxsup, else ~/.local/state/mlxsup."""
+    found = os.environ if environ is None else environ
+    if given := found.get("STATE_DIRECTORY"):
+        return Path(given.partition(":")[0])
+    base = found.get("XDG_STATE_HOME")
+    return Path(base) / "mlxsup" if base else Path(found.get("HOME", "/tmp")) / ".local/state/mlxsup"  # noqa: S108
+
+
+class Records:
+    """The record of one living supervisor. All methods block for a moment: call them off the loop."""
+
+    def __init__(self, directory: Path, mark: str, folder: str) -> None:
+        self._home = directory / mark
+        self._record = Record(mark=mark, boot=_boot_id(), folder=folder)
+        self._lock: int | None = None
+
+    def open(self) -> None:
+        """Make the folder, take its lock, write the first record; a disk that refuses is a warning."""
+        try:
+            self._home.mkdir(parents=True, mode=0o700)
+            self._lock = os.open(self._home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            log.warning("no record of runners is kept: %s", error)
+            self._release()
+            return
+        self.write([])
+
+    def write(self, groups: list[Group]) -> None:
+        """Replace the record."""
+        if self._lock is None:
+            return
+        fresh = self._home / "record.new"
+        try:
+            fresh.write_bytes(msgspec.json.encode(msgspec.structs.replace(self._record, groups=groups)))
+            fresh.replace(self._home / "record.json")
+        except OSError as error:
+            log.warning("the record of runners is out of date: %s", error)
+
+    def close(self) -> None:
+        """Remove the folder; nothing is left to find."""
+        if self._lock is not None:
+            shutil.rmtree(self._home, ignore_errors=True)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def sweep(directory: Path) -> list[int]:
+    """End what supervisors that are gone left behind, and remove their folders; returns the pids that were ended.
+
+    Call it off the loop.
+    """
+    ended: list[int] = []
+    try:
+        homes = [home for home in directory.iterdir() if home.is_dir()]
+    except OSError:
+        return ended
+    for home in homes:
+        with _if_abandoned(home) as abandoned:
+            if abandoned:
+                ended += _end_leftovers(home)
+                shutil.rmtree(home, ignore_errors=True)
+    return ended
+
+
+@contextmanager
+def _if_abandoned(home: Path) -> Iterator[bool]:
+    """Hold the folder's lock if it is free: then nobody who uses the folder lives."""
+    try:
+        lock = os.open(home / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        yield False  # being made or being removed
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(lock)
+
+
+def _end_leftovers(home: Path) -> list[int]:
+    try:
+        record = msgspec.json.decode((home / "record.json").read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("the record in %s cannot be read (%s); looking for its processes by their mark", home, error)
+        record = Record(mark=home.name)
+    groups = [group for group in record.groups if record.boot == _boot_id() and _is_the_same(group)]
+    ended: set[int] = set()
+    limit = time.monotonic() + SWEEP_LIMIT
+    while True:
+        left = {*marks.marked(f"{record.mark}.")}
+        for group in groups:
+            left |= {*marks.group_members(group.pgid)}
+        if not left or time.monotonic() > limit:
+            break
+        ended |= left
+        for pid in left:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    if ended:
+        log.warning("ended what an earlier supervisor left: %s", sorted(ended))
+    if Path(record.folder).name.startswith(FOLDER_PREFIX):
+        shutil.rmtree(record.folder, ignore_errors=True)
+    return sorted(ended)
+
+
+def _is_the_same(group: Group) -> bool:
+    """Whether the leader is still the one that was recorded; a pid may belong to somebody else by now."""
+    return bool(group.started) and procfs.start_time(group.pgid) == group.started
+
+
+def _boot_id() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""

@@ -1,0 +1,55 @@
+"""Noticing a runner that lives and does nothing: probed while idle, given its time while it works."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+MISSES = 3
+"""This many probes in a row without an answer make a runner suspect."""
+
+
+class Pulse:
+    """What is known of a runner's work: how many use it, and when it was last heard of. Times are monotonic."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.waiting = 0
+        self.heard_at = time.monotonic()
+
+    def beat(self) -> None:
+        """Something came from the runner, or something was just asked of it."""
+        self.heard_at = time.monotonic()
+
+
+class Patience(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a runner is probed, how long a probe may take, and how long work may be silent; in seconds."""
+
+    interval: float
+    first_chunk: float
+    silence: float
+
+
+async def wedged(pulse: Pulse, patience: Patience, answers: Callable[[], Awaitable[bool]]) -> str:
+    """Return, with the reason in words, when the runner is wedged; may wait for ever.
+
+    An idle runner is wedged after MISSES probes without an answer. One at work may be too busy to answer: it is wedged only
+    if it has also been silent for as long as an answer may be, so a long prefill is left alone.
+    """
+    misses = 0
+    while True:
+        await asyncio.sleep(patience.interval)
+        if await answers():
+            misses = 0
+            continue
+        misses += 1
+        if misses < MISSES:
+            continue
+        silent = time.monotonic() - pulse.heard_at
+        if not pulse.users:
+            return f"it did not answer {misses} probes of its health"
+        if silent > (patience.first_chunk if pulse.waiting else patience.silence):
+            return f"it did not answer {misses} probes of its health and has been silent for {silent:.0f} s"
