@@ -22,6 +22,8 @@ from mlxsup.runners.process import Process
 
 log = logging.getLogger(__name__)
 
+MIN_LIFE = 1.0
+"""A sentinel that lived less than this many seconds is not replaced at once: something is wrong with all of them."""
 FOLDER_PREFIX = "mlxsup-"
 SOCKET_PATH_LIMIT = 103
 """macOS gives 104 bytes to the path of a unix socket, the closing NUL included; Linux 108."""
@@ -32,7 +34,7 @@ _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from mlxsup.runners.senti
 class Guard:
     """What makes sure that no runner outlives this supervisor: a random mark, a private folder, a sentinel process.
 
-    `start` is cheap until the first runner: the sentinel is started by the first `watch`.
+    The sentinel is started before the first runner, and replaced when it dies.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
@@ -49,13 +51,14 @@ class Guard:
         self._on_change = on_change
         self._groups: dict[int, str] = {}
         self._starting = asyncio.Lock()
+        self._closing = False
 
     def new_mark(self) -> str:
         """Return a mark for one runner; it starts with the supervisor's."""
         return f"{self.mark}.{secrets.token_hex(4)}"
 
     async def ready(self) -> None:
-        """Have a living sentinel; called before each spawn, so that one that died is replaced.
+        """Have a living sentinel; called before each spawn.
 
         Raises:
             LoadFailed: the sentinel cannot be started; nothing may be spawned then.
@@ -84,26 +87,24 @@ class Guard:
 
     async def close(self) -> None:
         """Dismiss the sentinel, wait for its end and remove the folder."""
+        self._closing = True
         self._tell("bye")
         self._drop_pipe()
         if self._sentinel is not None:
             await self._sentinel.stop(signal.SIGCONT, grace=1.0)  # it ends by itself; a stopped one is helped along
             self._sentinel = None
         if self._watcher is not None:
-            await self._watcher
+            self._watcher.cancel()
+            await asyncio.wait({self._watcher})
             self._watcher = None
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
-
-    def abandon(self) -> None:
-        """Let go without waiting, as when the loop is being torn down: the sentinel then ends what is left."""
-        self._drop_pipe()
 
     async def _start(self) -> None:
         reader, writer = os.pipe()
         try:
             package_home = str(Path(mlxsup.__file__).parent.parent)
             self._sentinel = await Process.spawn(
-                (sys.executable, "-I", "-S", "-c", _BOOT, package_home, self.mark, str(self.folder)),
+                (sys.executable, "-I", "-S", "-c", _BOOT, package_home, self.mark, str(self.folder), str(os.getpid())),
                 env={},
                 cwd="/",
                 mark="sentinel",
@@ -117,16 +118,28 @@ class Guard:
             os.close(reader)
         os.set_blocking(writer, False)
         self._pipe = writer
-        self._watcher = asyncio.create_task(self._sentinel.watch(), name="mlxsup sentinel")
+        self._watcher = asyncio.create_task(self._replace_when_dead(self._sentinel), name="mlxsup sentinel")
         for pgid, started in self._groups.items():
             self._tell(f"watch {pgid} {started}")
+
+    async def _replace_when_dead(self, process: Process) -> None:
+        record = await process.watch()
+        if self._closing:
+            return
+        log.warning("the sentinel ended (%s); starting another", record.describe())
+        if record.uptime < MIN_LIFE:
+            await asyncio.sleep(MIN_LIFE)
+        try:
+            await self.ready()
+        except LoadFailed as error:
+            log.warning("no sentinel: %s; the next runner will try again", error.message)
 
     def _tell(self, order: str) -> None:
         if self._pipe is None:
             return
         try:
             os.write(self._pipe, f"{order}\n".encode())
-        except OSError as error:  # it died: replaced before the next spawn
+        except OSError as error:  # it died; its successor is told everything
             log.warning("the sentinel does not listen: %s", error)
 
     def _drop_pipe(self) -> None:
