@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from contextlib import suppress
 from typing import NoReturn, Protocol
@@ -18,8 +19,10 @@ MAX_LINE = 256 * 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
 MAX_MESSAGE = 2000
 
+_JSON = {"Content-Type": "application/json"}
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CompletionChunk)
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ERROR_PREFIX = "error:"
 
 
@@ -33,6 +36,10 @@ class Witness(Protocol):
 
     def testify(self, error: MlxsupError) -> MlxsupError:
         """Add the runner's last words to an error that it caused."""
+
+
+class AnswerBroke(Exception):
+    """The connection of an answer broke; what has come so far may still be whole."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,16 +66,19 @@ class LineFramer:
         *whole, rest = data.split(b"\n")
         lines = []
         for piece in whole:
-            self._parts.append(piece)
+            self._hold(piece)
             lines.append(b"".join(self._parts))
             self._parts.clear()
             self._held = 0
-        if rest:
-            self._parts.append(rest)
-            self._held += len(rest)
-            if self._held > self._max_line:
-                raise BadAnswer(f"the runner sent a line longer than {self._max_line} bytes")
+        self._hold(rest)
         return lines
+
+    def _hold(self, piece: bytes) -> None:
+        self._held += len(piece)
+        if self._held > self._max_line:
+            raise BadAnswer(f"the runner sent a line longer than {self._max_line} bytes")
+        if piece:
+            self._parts.append(piece)
 
     @property
     def rest(self) -> bytes:
@@ -90,6 +100,7 @@ class Answer:
         self._framer = LineFramer()
         self._lines: deque[bytes] = deque()
         self._started = False
+        self._waited = 0.0
         self._image_work = False
         self._image_seen = False
 
@@ -103,12 +114,71 @@ class Answer:
             Stalled: nothing came for the silence limit.
         """
         line = await self._next_line()
-        chunk = await self._decode(line)
+        chunk = self.decode(line)
+        await self.accept(chunk)
+        return chunk
+
+    def decode(self, line: bytes | bytearray) -> CompletionChunk:
+        """Read one line.
+
+        Raises:
+            BadAnswer: it is no chunk.
+        """
+        try:
+            return _decoder.decode(line)
+        except _UNREADABLE as error:
+            self.close()
+            shown = bytes(line[:80]).decode("utf-8", errors="replace")
+            bad = BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}")
+            raise self._witness.testify(bad) from error
+
+    async def accept(self, chunk: CompletionChunk) -> None:
+        """Take note of the next chunk; its connection is dropped after the one with `done`.
+
+        Raises:
+            RunnerError: the chunk reports an error.
+            BadAnswer, RunnerDied: it says done without the picture it promised.
+        """
+        self._image_work = self._image_work or chunk.total is not None
+        self._image_seen = self._image_seen or bool(chunk.image)
+        if chunk.done and chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
+            self.close()
+            told = chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE]
+            raise self._witness.testify(RunnerError(told, status=500))
+        if chunk.done and self._image_work and not self._image_seen:
+            await self.fail("it said done without a picture")
         self._started = True
         self._note_first()
         if chunk.done:
             self.close()
-        return chunk
+
+    async def read_block(self) -> bytes:
+        """Return the next bytes as they come, b"" at the end of the answer.
+
+        Raises:
+            AnswerBroke: the connection broke.
+            Stalled: nothing came for as long as an answer may be silent.
+        """
+        limit = self._limits.silence if self._started else self._limits.first_chunk
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(limit - self._waited):
+                block = await self._response.content.readany()
+        except TimeoutError:
+            self.close()
+            what = "nothing more" if self._started else "no first chunk"
+            stalled = Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit})
+            raise self._witness.testify(stalled) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise AnswerBroke(f"its answer broke off: {error}") from error
+        self._witness.pulse.beat()
+        self._waited = self._waited + time.monotonic() - began if block.isspace() else 0.0
+        return block
+
+    async def fail(self, what: str) -> NoReturn:
+        """Drop the connection and raise why the answer is none: the runner's death if it died, else `what`."""
+        self.close()
+        raise await self._witness.blame(what)
 
     def close(self) -> None:
         """Drop the connection; a runner at work sees its caller leave. Safe to call twice."""
@@ -122,64 +192,34 @@ class Answer:
                 if line.strip():
                     return line
             try:
-                data = await self._read()
-            except (aiohttp.ClientError, OSError) as error:
-                return await self._last_line(f"its answer broke off: {error}")
-            if not data:
+                block = await self.read_block()
+            except AnswerBroke as broke:
+                return await self._last_line(str(broke))
+            if not block:
                 return await self._last_line("its answer ended without a last chunk")
-            self._lines.extend(self._framer.feed(data))
+            self._lines.extend(self._framer.feed(block))
 
     async def _last_line(self, why: str) -> bytes:
-        """Return what came after the last newline if it is a whole `done` chunk: only its newline is missing then."""
         rest = self._framer.rest.strip()
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
-            if rest and _decoder.decode(rest).done:
-                return rest
-        return await self._fail(f"{why}, in the middle of a line" if rest else why)
-
-    async def _read(self) -> bytes:
-        limit = self._limits.silence if self._started else self._limits.first_chunk
-        try:
-            async with asyncio.timeout(limit):
-                data = await self._response.content.readany()
-        except TimeoutError:
-            self.close()
-            what = "nothing more" if self._started else "no first chunk"
-            stalled = Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit})
-            raise self._witness.testify(stalled) from None
-        self._witness.pulse.beat()
-        return data
+        if is_last_chunk(rest):
+            return rest
+        return await self.fail(f"{why}, in the middle of a line" if rest else why)
 
     def _note_first(self) -> None:
         if self._first_awaited:
             self._first_awaited = False
             self._witness.pulse.waiting -= 1
 
-    async def _decode(self, line: bytes) -> CompletionChunk:
-        try:
-            chunk = _decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self.close()
-            shown = line[:80].decode("utf-8", errors="replace")
-            bad = BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}")
-            raise self._witness.testify(bad) from error
-        self._image_work = self._image_work or chunk.total is not None
-        self._image_seen = self._image_seen or bool(chunk.image)
-        if chunk.done and chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
-            self.close()
-            told = chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE]
-            raise self._witness.testify(RunnerError(told, status=500))
-        if chunk.done and self._image_work and not self._image_seen:
-            await self._fail("it said done without a picture")
-        return chunk
-
     def _may_fail_in_band(self, chunk: CompletionChunk) -> bool:
         """An image runner's last words, or a text that happens to begin with `error:`?"""
         return self._image_work or (not self._started and chunk.eval_count is None)
 
-    async def _fail(self, what: str) -> NoReturn:
-        self.close()
-        raise await self._witness.blame(what)
+
+def is_last_chunk(rest: bytes | bytearray) -> bool:
+    """Tell whether what came after the last newline is a whole `done` chunk, of which only the newline is missing."""
+    with suppress(*_UNREADABLE):
+        return bool(rest) and _decoder.decode(rest).done
+    return False
 
 
 async def post_completion(
@@ -206,10 +246,12 @@ async def _post(
 ) -> aiohttp.ClientResponse:
     try:
         async with asyncio.timeout(limits.first_chunk):
-            response = await session.post(url, data=body, headers={"Content-Type": "application/json"})
+            response = await session.post(url, data=body, headers=_JSON, allow_redirects=False)
             if response.status == 200:
                 return response
             text = await _read_at_most(response, MAX_ERROR_BODY)
+    except aiohttp.ServerTimeoutError as error:  # a TimeoutError too, but of the connect
+        raise await witness.blame(f"it took no connection: {error}") from error
     except TimeoutError:
         late = f"the runner did not answer within {limits.first_chunk:g} s"
         raise witness.testify(Stalled(late, details={"limit": limits.first_chunk})) from None
@@ -232,12 +274,12 @@ def runner_refusal(status: int, body: bytes) -> MlxsupError:
     """Turn a runner's non-200 answer into an error: its own message, trimmed, with its own status."""
     text = body.decode("utf-8", errors="replace").strip()
     code = ""
-    with suppress(msgspec.DecodeError):
-        found = msgspec.json.decode(body)
+    with suppress(*_UNREADABLE):
+        found = msgspec.json.decode(text)
         error = found.get("error", found) if isinstance(found, dict) else None
         if isinstance(error, dict):
             code = str(error.get("code", ""))
-            text = str(error.get("message", text))
+            text = error["message"] if isinstance(error.get("message"), str) else text
         elif isinstance(error, str):
             text = error
     message = text[:MAX_MESSAGE].strip() or f"the runner answered {status} without a word"

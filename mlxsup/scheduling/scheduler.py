@@ -139,8 +139,8 @@ class Scheduler:
             return
         waiting = sum(len(other.waiting) for other in self._models.values())
         if waiting >= self._queue or len(model.waiting) >= model.policy.queue:
-            whose = "all models together" if waiting >= self._queue else model.name
-            error = QueueFull(f"{waiting} requests wait already, as many as may for {whose}", retry_after=RETRY_QUEUE)
+            full = (waiting, "all models together") if waiting >= self._queue else (len(model.waiting), model.name)
+            error = QueueFull("{} requests wait already, as many as may for {}".format(*full), retry_after=RETRY_QUEUE)
             self._out.append(fx.Reject(ticket, error))
             return
         model.waiting.append(ticket)
@@ -217,6 +217,8 @@ class Scheduler:
             self._change(model, "stopped", "gone")
         else:
             model.error = event.error
+            if model.state == "starting":
+                self._reject_waiting(model, event.error)
             self._change(model, "failed", event.error.message)
         if (model.waiting or model.loading) and not self.closing:
             self._want(model, "asked for while it went")
@@ -231,6 +233,7 @@ class Scheduler:
             retry_after=5.0,
             details={"model": model.name, "pids": list(event.pids)},
         )
+        model.expires = model.drain_until = None
         if model.state != "stuck":
             self._change(model, "stuck", reason)
         self._reject_waiting(model, model.error)
