@@ -206,7 +206,7 @@ class LoadFailed(MlxsupError):
 
     code = "load_failed"
     default_status = 500
-    source = "runner"
+    source: ClassVar[Source] = "runner"
 
     @property
     def permanent(self) -> bool:

@@ -16,6 +16,6 @@ def read_health(status: int, body: bytes) -> Finding:
         return Finding(Verdict.READY)
     try:
         health = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Finding(Verdict.LOADING, detail=f"health answered {status}")
     return Finding(Verdict.LOADING, progress=health.progress, detail=f"health answered {status} ({health.status})")

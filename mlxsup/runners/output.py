@@ -95,6 +95,7 @@ class LineSplitter:
         self._head = bytearray()
         self._tail = b""
         self._skipped = 0
+        self._returned = False
 
     def feed(self, chunk: bytes) -> None:
         """Take bytes as they came; calls `on_line` for each line that is now whole."""
@@ -107,9 +108,7 @@ class LineSplitter:
     def flush(self) -> None:
         """End the line in hand, as at the end of the stream."""
         line = self.pending()
-        self._head.clear()
-        self._tail = b""
-        self._skipped = 0
+        self._forget()
         if line:
             self._on_line(line)
 
@@ -122,6 +121,24 @@ class LineSplitter:
         return f"{clean(bytes(self._head))} [... {self._skipped} bytes left out ...] {clean(self._tail)}"
 
     def _extend(self, piece: bytes) -> None:
+        """Add to the line in hand; a carriage return before more text starts it anew, as on a terminal."""
+        if not piece:
+            return
+        written = piece.rstrip(b"\r")
+        start = written.rfind(b"\r") + 1
+        if written and (start or self._returned):
+            self._forget()
+            piece = piece[start:]
+        self._returned = piece.endswith(b"\r")
+        self._append(piece)
+
+    def _forget(self) -> None:
+        self._head.clear()
+        self._tail = b""
+        self._skipped = 0
+        self._returned = False
+
+    def _append(self, piece: bytes) -> None:
         room = LINE_HEAD - len(self._head)
         if room > 0:
             self._head += piece[:room]

@@ -32,7 +32,7 @@ class Probe:
             return None
 
     async def _get(self) -> Finding:
-        async with self._session.get(self._address.base_url + self._path) as answer:
+        async with self._session.get(self._address.base_url + self._path, allow_redirects=False) as answer:
             body = await answer.content.read(MAX_BODY)
             return self._engine.read_health(answer.status, body)
 

@@ -26,6 +26,8 @@ from mlxsup.runners.output import STREAMS, Cause, OutputRecord, Stream
 
 DRAIN_LIMIT = 1.0
 KILL_WAIT = 5.0
+SPAWN_DESCRIPTORS = 16
+"""Descriptors that a spawn may need at once, on either loop."""
 _DRAIN_PAUSE = 0.001
 
 
@@ -95,8 +97,10 @@ class Activity:
         self.count += 1
         self._event.set()
 
-    async def wait(self, timeout: float) -> None:
-        """Wait for the next sign, at most `timeout` seconds."""
+    async def wait(self, seen: int, timeout: float) -> None:
+        """Wait until there were more signs than the `seen` ones, at most `timeout` seconds."""
+        if self.count != seen:
+            return
         self._event.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -134,7 +138,27 @@ class Process:
             EngineUnavailable: the program is not there, not executable, or not for this machine.
             LoadFailed: the system has no room for another process or descriptor; another try may succeed.
         """
-        loop = asyncio.get_running_loop()
+        spawning = asyncio.create_task(cls._spawn(argv, {**env, marks.MARK: mark}, cwd, mark, output, pass_fds, stdin))
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:  # half a child is worse than a late one: have it whole, then end it
+            with suppress(LoadFailed):
+                process = await spawning
+                process.signal_group(signal.SIGKILL)
+                await process.watch()
+            raise
+
+    @classmethod
+    async def _spawn(
+        cls,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str | None,
+        mark: str,
+        output: OutputRecord,
+        pass_fds: Sequence[int],
+        stdin: int,
+    ) -> Process:
         with ExitStack() as always, ExitStack() as on_failure:
             ends: dict[Stream, int] = {}
             readers = {}
@@ -143,23 +167,26 @@ class Process:
                     reader, ends[stream] = os.pipe()
                     always.callback(os.close, ends[stream])
                     readers[stream] = on_failure.enter_context(os.fdopen(reader, "rb", buffering=0))
+                _require_descriptors()
+                if any("\0" in part for part in argv):  # uvloop would cut the argument there
+                    raise ValueError("an argument has a NUL byte")
                 child = await asyncio.create_subprocess_exec(
                     *argv,
                     stdin=stdin,
                     stdout=ends["stdout"],
                     stderr=ends["stderr"],
-                    env={**env, marks.MARK: mark},
+                    env=env,
                     cwd=cwd,
                     pass_fds=tuple(pass_fds),
                     start_new_session=True,
                 )
-            except OSError as error:
-                raise spawn_error(argv[0], error) from error
+            except (OSError, ValueError) as error:
+                raise spawn_error(argv[0], error, cwd) from error
             on_failure.pop_all()
         process = cls(child, mark, output)
         for stream in STREAMS:
             make = partial(_Pump, output, stream, process.activity.note)
-            transport, pump = await loop.connect_read_pipe(make, readers[stream])
+            transport, pump = await asyncio.get_running_loop().connect_read_pipe(make, readers[stream])
             process._pumps.append((transport, pump, readers[stream].fileno()))
         return process
 
@@ -248,27 +275,38 @@ def _bytes_waiting(fd: int) -> int:
     return count[0]
 
 
-def spawn_error(program: str, error: OSError) -> LoadFailed:
+def _require_descriptors() -> None:
+    """Fail now if a spawn would run out of descriptors half-way: uvloop leaks those that it had opened by then.
+
+    Raises:
+        OSError: EMFILE or ENFILE.
+    """
+    with ExitStack() as opened:
+        for _ in range(SPAWN_DESCRIPTORS):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def spawn_error(program: str, error: OSError | ValueError, cwd: str | None = None) -> LoadFailed:
     """Turn a failed spawn into the error a caller sees."""
-    permanent = error.errno in (
-        errno.ENOENT,
-        errno.EACCES,
-        errno.ENOEXEC,
-        errno.ENOTDIR,
-        errno.EPERM,
-        errno.ENAMETOOLONG,
-    )
-    reasons = {
-        errno.ENOENT: "no such file",
-        errno.EACCES: "not executable",
-        errno.ENOEXEC: "not a program for this machine",
-        errno.EMFILE: "this process has no descriptors left (ulimit -n)",
-        errno.ENFILE: "the system has no descriptors left",
-        errno.EAGAIN: "the system has no room for another process (ulimit -u)",
-        errno.ENOMEM: "the system has no memory for another process",
-    }
-    why = reasons.get(error.errno or 0, error.strerror or str(error))
+    number = error.errno if isinstance(error, OSError) else None
+    permanent = number in _PERMANENT or isinstance(error, ValueError)
+    why = _REASONS.get(number or 0) or getattr(error, "strerror", None) or str(error)
+    what = program
+    if cwd is not None and number in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(cwd):
+        what, why = f"{program} in {cwd}", "no such folder"
     kind = EngineUnavailable if permanent else LoadFailed
-    return kind(
-        f"cannot start {program}: {why}", details={"permanent": permanent, "stage": "spawn", "errno": error.errno}
-    )
+    return kind(f"cannot start {what}: {why}", details={"permanent": permanent, "stage": "spawn", "errno": number})
+
+
+_PERMANENT = frozenset(
+    (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG)
+)
+_REASONS = {
+    errno.ENOENT: "no such file",
+    errno.EACCES: "not executable",
+    errno.ENOEXEC: "not a program for this machine",
+    errno.EMFILE: "this process has no descriptors left (ulimit -n)",
+    errno.ENFILE: "the system has no descriptors left",
+    errno.EAGAIN: "the system has no room for another process (ulimit -u)",
+    errno.ENOMEM: "the system has no memory for another process",
+}

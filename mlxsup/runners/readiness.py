@@ -104,7 +104,9 @@ class Readiness:
 
     async def _wait(self, interrupted: asyncio.Future[None]) -> None:
         paced_from = self._process.started
+        activity = self._process.activity
         while True:
+            seen = activity.count
             finding = await race(self._ask(), interrupted)
             if finding.verdict is Verdict.READY and await race(self._is_ours(), interrupted):
                 return
@@ -114,11 +116,15 @@ class Readiness:
             if await race(self._note_progress(finding), interrupted):
                 paced_from = time.monotonic()
             self._check_deadline()
-            activity = self._process.activity
-            before = activity.count
-            await race(activity.wait(pause(time.monotonic() - paced_from)), interrupted)
-            if activity.count != before:
+            await race(self._until_next(seen, pause(time.monotonic() - paced_from)), interrupted)
+            if activity.count != seen:
                 paced_from = time.monotonic()
+
+    async def _until_next(self, seen: int, seconds: float) -> None:
+        """Pause, less long if the child shows a sign of life; one that shows them all the time is no reason to hurry."""
+        began = time.monotonic()
+        await self._process.activity.wait(seen, seconds)
+        await asyncio.sleep(max(0.0, began + MIN_PAUSE - time.monotonic()))
 
     async def _ask(self) -> Finding:
         if self.told_ready:
