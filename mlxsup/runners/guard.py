@@ -11,7 +11,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import mlxsup
@@ -45,11 +44,12 @@ class Guard:
         """
         self.mark = secrets.token_hex(8)
         self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_short_base()))
-        self._sentinel: Process | None = None
-        self._watcher: asyncio.Task[object] | None = None
-        self._pipe: int | None = None
         self._on_change = on_change
         self._groups: dict[int, str] = {}
+        self._sentinel: Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._pipe: int | None = None
+        self._unsent = bytearray()
         self._starting = asyncio.Lock()
         self._closing = False
 
@@ -65,8 +65,9 @@ class Guard:
         """
         async with self._starting:
             if self._sentinel is None or self._sentinel.exited is not None:
-                self._drop_pipe()
-                await self._start()
+                self._sentinel = await self._start()
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.create_task(self._keep(), name="mlxsup sentinel")
 
     @property
     def groups(self) -> dict[int, str]:
@@ -90,20 +91,21 @@ class Guard:
         self._closing = True
         self._tell("bye")
         self._drop_pipe()
-        if self._sentinel is not None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        if self._sentinel is not None and self._sentinel.exited is None:
+            watcher = asyncio.create_task(self._sentinel.watch(), name="mlxsup sentinel")
             await self._sentinel.stop(signal.SIGCONT, grace=1.0)  # it ends by itself; a stopped one is helped along
-            self._sentinel = None
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.wait({self._watcher})
-            self._watcher = None
+            await watcher
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
-    async def _start(self) -> None:
+    async def _start(self) -> Process:
+        self._drop_pipe()
         reader, writer = os.pipe()
         try:
             package_home = str(Path(mlxsup.__file__).parent.parent)
-            self._sentinel = await Process.spawn(
+            process = await Process.spawn(
                 (sys.executable, "-I", "-S", "-c", _BOOT, package_home, self.mark, str(self.folder), str(os.getpid())),
                 env={},
                 cwd="/",
@@ -118,34 +120,53 @@ class Guard:
             os.close(reader)
         os.set_blocking(writer, False)
         self._pipe = writer
-        self._watcher = asyncio.create_task(self._replace_when_dead(self._sentinel), name="mlxsup sentinel")
         for pgid, started in self._groups.items():
             self._tell(f"watch {pgid} {started}")
+        return process
 
-    async def _replace_when_dead(self, process: Process) -> None:
-        record = await process.watch()
-        if self._closing:
-            return
-        log.warning("the sentinel ended (%s); starting another", record.describe())
-        if record.uptime < MIN_LIFE:
-            await asyncio.sleep(MIN_LIFE)
-        try:
-            await self.ready()
-        except LoadFailed as error:
-            log.warning("no sentinel: %s; the next runner will try again", error.message)
+    async def _keep(self) -> None:
+        """Replace the sentinel when it dies, until the end."""
+        while not self._closing and self._sentinel is not None:
+            record = await self._sentinel.watch()
+            log.warning("the sentinel ended (%s); starting another", record.describe())
+            if record.uptime < MIN_LIFE:
+                await asyncio.sleep(MIN_LIFE)
+            async with self._starting:
+                if self._sentinel.exited is None:
+                    continue
+                try:
+                    self._sentinel = await self._start()
+                except LoadFailed as error:
+                    log.warning("no sentinel: %s; the next runner will try again", error.message)
+                    return
 
     def _tell(self, order: str) -> None:
+        """Send an order; what a sentinel that does not read leaves no room for is sent later, in its turn."""
+        if self._pipe is not None:
+            self._unsent += f"{order}\n".encode()
+            self._send()
+
+    def _send(self) -> None:
         if self._pipe is None:
             return
         try:
-            os.write(self._pipe, f"{order}\n".encode())
+            del self._unsent[: os.write(self._pipe, self._unsent)]
+        except BlockingIOError:
+            pass
         except OSError as error:  # it died; its successor is told everything
             log.warning("the sentinel does not listen: %s", error)
+            self._unsent.clear()
+        loop = asyncio.get_running_loop()
+        if self._unsent:
+            loop.add_writer(self._pipe, self._send)
+        else:
+            loop.remove_writer(self._pipe)
 
     def _drop_pipe(self) -> None:
+        self._unsent.clear()
         if self._pipe is not None:
-            with suppress(OSError):
-                os.close(self._pipe)
+            asyncio.get_running_loop().remove_writer(self._pipe)
+            os.close(self._pipe)
             self._pipe = None
 
 
