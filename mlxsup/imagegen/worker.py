@@ -1,0 +1,215 @@
+"""The one thread in which MLX lives: it loads the pipeline and then makes one picture after the other.
+
+The event loop talks to it through `Worker.submit` and the `Job` that comes back; the thread talks back by callbacks
+that the job schedules on the loop. Arrays never leave the thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlxsup.errors import Loading, QueueFull
+from mlxsup.imagegen.pipelines.base import Loader, Order, Pipeline
+from mlxsup.protocol import CompletionChunk, RunnerMemory
+
+QUEUE = 8
+"""Orders that may wait behind the one in work."""
+
+CACHE_LIMIT = 32 << 20
+"""Bytes of freed buffers that MLX may keep for reuse."""
+
+logger = logging.getLogger(__name__)
+
+
+class _GivenUpError(Exception):
+    """Nobody wants this picture any more."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One order and where its chunks go.
+
+    Attributes:
+        order: what to make.
+        deliver: called in the worker's thread with each chunk; the last one has `done`.
+        given_up: set by the loop's side; looked at between two steps.
+    """
+
+    order: Order
+    deliver: Callable[[CompletionChunk], None]
+    given_up: bool = False
+
+
+class Worker:
+    """Loads one pipeline in a thread of its own and keeps that thread busy with orders.
+
+    Args:
+        load: makes the pipeline; from `pipelines.base.resolve`.
+        on_ready: called in the thread as soon as the pipeline is loaded.
+        on_failed: called in the thread with one line when it cannot be loaded; the thread then ends.
+    """
+
+    def __init__(self, load: Loader, *, on_ready: Callable[[], None], on_failed: Callable[[str], None]) -> None:
+        self._load = load
+        self._on_ready = on_ready
+        self._on_failed = on_failed
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._current: Job | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
+        self.pipeline: Pipeline | None = None
+        self.progress = 0.0
+        self.memory = RunnerMemory()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a picture is in work or waits."""
+        return self._current is not None or bool(self._waiting)
+
+    def start(self) -> None:
+        """Begin to load."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Give up all work and end the thread; call it again to ask again.
+
+        Args:
+            timeout: seconds to wait for the step in work.
+
+        Returns:
+            Whether the thread has ended.
+        """
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        """Put a job at the end of the queue.
+
+        Raises:
+            Loading: the pipeline is not there yet.
+            QueueFull: `QUEUE` jobs wait already.
+        """
+        with self._changed:
+            if self.pipeline is None:
+                raise Loading("the model is still being loaded")
+            if len(self._waiting) >= QUEUE:
+                raise QueueFull(f"{QUEUE} requests wait already")
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def give_up(self, job: Job) -> None:
+        """Forget a job: at once if it waits, between two steps if it is in work; nothing happens if it is finished."""
+        with self._changed:
+            job.given_up = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            _prepare_mlx()
+            pipeline = self._load(self._note_progress)
+        except ImportError as error:
+            missing = "Pillow" if (error.name or "").startswith("PIL") else "MLX"
+            self._on_failed(f"{missing} is not importable: {_one_line(error)}; mend: pip install 'mlxsup[imagegen]'")
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the process says so in its last line and ends
+            self._on_failed(f"the model cannot be loaded: {_one_line(error)}")
+            return
+        self._note_memory()
+        with self._changed:
+            self.pipeline = pipeline
+        self._on_ready()
+        logger.info("ready after %.2f s", time.monotonic() - began)
+        while (job := self._next()) is not None:
+            try:
+                self._make(job, pipeline)
+            except _GivenUpError:
+                logger.info("given up: nobody waits for this picture any more")
+            except Exception as error:  # noqa: BLE001 - it fails this picture, and the next one may work
+                # One line an event, so no traceback.
+                logger.error("a picture failed: %s: %s", type(error).__name__, _one_line(error))  # noqa: TRY400
+                job.deliver(CompletionChunk(content=f"error: {_one_line(error)}", done=True))
+            self._note_memory()
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._current = None
+            while not self._waiting and not self._stopping:
+                self._changed.wait()
+            if self._stopping:
+                return None
+            self._current = self._waiting.popleft()
+            return self._current
+
+    def _make(self, job: Job, pipeline: Pipeline) -> None:
+        order = job.order
+        began = time.monotonic_ns()
+        first_step = began
+
+        def on_step(step: int, total: int) -> None:
+            nonlocal first_step
+            if job.given_up or self._stopping:
+                raise _GivenUpError
+            if step == 0:
+                first_step = time.monotonic_ns()
+            self._note_memory()
+            if step > 0:  # whoever took the request has sent step 0 already, while it waited
+                job.deliver(CompletionChunk(step=step, total=total))
+
+        picture = pipeline.generate(order, on_step)
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        if job.given_up or self._stopping:
+            raise _GivenUpError
+        ended = time.monotonic_ns()
+        self._current = None  # whoever has read the last line must not find this runner busy with it
+        job.deliver(
+            CompletionChunk(
+                image=base64.b64encode(file.getbuffer()).decode("ascii"),
+                done=True,
+                seed=order.seed,
+                step=order.steps,
+                total=order.steps,
+                stop_reason="stop",
+                eval_count=order.steps,
+                eval_duration=ended - first_step,
+                prompt_eval_count=len(order.prompt.split()),
+                prompt_eval_duration=first_step - began,
+            )
+        )
+        logger.info("made %d x %d in %d steps, %.2f s", order.width, order.height, order.steps, (ended - began) / 1e9)
+
+    def _note_progress(self, progress: float) -> None:
+        self.progress = max(self.progress, min(1.0, progress))
+
+    def _note_memory(self) -> None:
+        import mlx.core as mx
+
+        self.memory = RunnerMemory(
+            active=mx.get_active_memory(), peak=mx.get_peak_memory(), cache=mx.get_cache_memory()
+        )
+
+
+def _prepare_mlx() -> None:
+    import mlx.core as mx
+
+    mx.set_cache_limit(CACHE_LIMIT)
+    if mx.default_device().type == mx.DeviceType.cpu:
+        # Compiling for the CPU calls a C++ compiler and takes many seconds; there is little to gain from it.
+        mx.disable_compile()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
