@@ -1,0 +1,1 @@
+"""The daemon: the supervisor behind its HTTP API, with signals, systemd, logging and listening addresses."""

@@ -1,0 +1,153 @@
+"""Opens the sockets of the daemon, and says who has an address that is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import Final
+
+import aiohttp
+
+from mlxsup.config import Listen, parse_listen
+from mlxsup.daemon.addresses import local_url, written
+from mlxsup.errors import ConfigError, Conflict
+
+_BACKLOG: Final = 512
+_ASK_TIMEOUT: Final = aiohttp.ClientTimeout(total=1.0)
+
+
+class _Taken(Exception):
+    """Somebody listens there already."""
+
+
+@contextlib.asynccontextmanager
+async def listening(addresses: Iterable[str]) -> AsyncIterator[list[socket.socket]]:
+    """Hold listening sockets for all addresses; connections wait in them until they are served.
+
+    A unix socket has mode 0600. One that an earlier life left behind is replaced, one that answers never is.
+
+    Raises:
+        Conflict: an address is taken; the message says by whom, and what to do.
+        ConfigError: an address cannot be listened on.
+        ValueError: an address is none; a configuration that was read has no such.
+    """
+    stack = contextlib.ExitStack()
+    try:
+        sockets: list[socket.socket] = []
+        for address in map(parse_listen, addresses):
+            try:
+                sockets += await asyncio.to_thread(_open_unix if address.path else _open_tcp, address, stack)
+            except _Taken:
+                raise await _conflict(address) from None
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise ConfigError(f"server.listen: cannot listen on {written(address)}: {why}") from error
+        yield sockets
+    finally:
+        await asyncio.to_thread(stack.close)
+
+
+def _open_tcp(address: Listen, stack: contextlib.ExitStack) -> list[socket.socket]:
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    opened: list[socket.socket] = []
+    for family, kind, protocol, _, target in dict.fromkeys(found):
+        sock = stack.enter_context(socket.socket(family, kind, protocol))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind(target)
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _Taken from error
+            if error.errno == errno.EADDRNOTAVAIL and opened:  # `localhost` on a machine without IPv6
+                continue
+            raise
+        opened.append(sock)
+    return opened
+
+
+def _open_unix(address: Listen, stack: contextlib.ExitStack) -> list[socket.socket]:
+    path = address.path
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    try:
+        _bind_private(sock, path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        _remove_stale(path)
+        _bind_private(sock, path)
+    sock.listen(_BACKLOG)
+    stack.callback(_remove_own, path, os.stat(path).st_ino)
+    return [sock]
+
+
+def _bind_private(sock: socket.socket, path: str) -> None:
+    before = os.umask(0o177)
+    try:
+        sock.bind(path)
+    finally:
+        os.umask(before)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a daemon that is gone; whatever answers, or is no socket, stays."""
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "a file that is no socket is in the way")
+    for pause in (0.0, 0.1):  # twice: one that starts at the same time is bound before it listens
+        time.sleep(pause)
+        if _answers(path):
+            raise _Taken
+    os.unlink(path)
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except TimeoutError:  # its queue is full
+            return True
+    return True
+
+
+def _remove_own(path: str, inode: int) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+
+
+async def _conflict(address: Listen) -> Conflict:
+    owner = await _owner(address)
+    if owner:
+        mend = "use it (mlxsup ps), stop it"
+        return Conflict(
+            f"{written(address)} is taken: {owner} already serves there; {mend}, or give --listen another address"
+        )
+    return Conflict(f"{written(address)} is taken by another program; end that, or give --listen another address")
+
+
+async def _owner(address: Listen) -> str:
+    """Name the mlxsup that answers on `address`, or return "" when it is something else."""
+    connector = aiohttp.UnixConnector(address.path) if address.path else aiohttp.TCPConnector()
+    url = "http://localhost" if address.path else local_url(address)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=_ASK_TIMEOUT) as session,
+            session.get(f"{url}/version") as response,
+        ):
+            found = await response.json(content_type=None)
+    except (TimeoutError, aiohttp.ClientError, OSError, ValueError):
+        return ""
+    if not isinstance(found, dict) or found.get("name") != "mlxsup":
+        return ""
+    return f"mlxsup {found.get('version', '')}".strip()

@@ -1,0 +1,38 @@
+"""SIGINT and SIGTERM as calls on the running loop, for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+OnSignal = Callable[[signal.Signals, int], None]
+
+
+@contextlib.contextmanager
+def captured(on_signal: OnSignal) -> Iterator[None]:
+    """Call `on_signal(which, count)` for each SIGINT and SIGTERM, count from 1; put back on exit what was there before.
+
+    A signal that is ignored stays ignored: that is how a shell keeps its background jobs from a Ctrl-C that is not for them.
+    Only for the main thread.
+    """
+    loop = asyncio.get_running_loop()
+    count = 0
+
+    def received(which: signal.Signals) -> None:
+        nonlocal count
+        count += 1
+        on_signal(which, count)
+
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    heard = [which for which, handler in before.items() if handler is not signal.SIG_IGN]
+    for which in heard:
+        loop.add_signal_handler(which, received, which)
+    try:
+        yield
+    finally:
+        for which in heard:
+            loop.remove_signal_handler(which)
+            if before[which] is not None:  # None: somebody's C code, which Python cannot put back
+                signal.signal(which, before[which])

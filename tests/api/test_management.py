@@ -1,0 +1,112 @@
+"""Models, runners, health and version: what is there, and what is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import anyio
+import pytest
+
+from mlxsup import __version__
+from mlxsup.testing import Gate, fake_runner
+
+from .serving import LIMIT, Api, serving, until
+
+pytestmark = pytest.mark.anyio
+
+
+async def _status(api: Api, model: str = "m") -> dict[str, object]:
+    _, answer = await api.get("/models")
+    found: dict[str, object] = next(entry["status"] for entry in answer["data"] if entry["id"] == model)
+    return found
+
+
+async def test_health_and_version() -> None:
+    async with serving({"m": fake_runner()}) as api:
+        assert await api.get("/health") == (200, {"status": "ok"})
+        assert await api.get("/version") == (200, {"name": "mlxsup", "version": __version__})
+        await api.sup.drain()
+        assert await api.get("/health") == (503, {"status": "closing"})
+        status, code, _ = await api.refusal("/completion", {"model": "m", "prompt": "p"})
+        assert (status, code) == (503, "shutting_down")
+
+
+async def test_models_are_listed_in_the_words_of_llama_cpp_while_they_come_and_go() -> None:
+    async with Gate() as gate:
+        slow = fake_runner(f"load=0.05; gate@loading={gate.path}; gate@sigterm={gate.path}", aliases=["other"])
+        async with serving({"m": slow, "n": fake_runner()}) as api:
+            assert await _status(api) == {"value": "unloaded", "state": "stopped"}
+            loading = asyncio.create_task(api.post("/models/load", {"model": "other"}))
+            arrival = await gate.arrival()
+            found = await _status(api)
+            assert (found["value"], found["state"]) == ("loading", "starting")
+            arrival.go()
+            assert await loading == (200, {"success": True})
+            assert await _status(api) == {"value": "loaded", "state": "ready"}
+            unloading = asyncio.create_task(api.post("/models/unload", {"model": "m"}))
+            arrival = await gate.arrival()
+            assert await _status(api) == {"value": "unloading", "state": "stopping"}
+            assert not unloading.done()
+            arrival.go()
+            assert await unloading == (200, {"success": True})
+            assert await _status(api) == {"value": "unloaded", "state": "stopped", "exit_code": 0}
+            _, listed = await api.get("/models")
+            assert [(entry["id"], entry["object"], entry["aliases"]) for entry in listed["data"]] == [
+                ("m", "model", ["other"]),
+                ("n", "model", []),
+            ]
+
+
+async def test_a_failed_model_is_listed_with_its_exit_code() -> None:
+    async with serving({"m": fake_runner("exit=7")}) as api:
+        assert (await api.post("/models/load", {"model": "m"}))[0] == 500
+        await until(lambda: api.sup.report("m").state in ("failed", "backoff"))
+        found = await _status(api)
+        assert (found["value"], found["failed"], found["exit_code"]) == ("unloaded", True, 7)
+
+
+async def test_unload_is_answered_when_the_process_is_gone() -> None:
+    async with serving({"m": fake_runner()}) as api:
+        await api.post("/models/load", {"model": "m"})
+        _, answer = await api.get("/runners")
+        pid = answer["runners"][0]["pid"]
+        os.kill(pid, 0)
+        await api.post("/models/unload", {"model": "m"})
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_unloading_by_force_does_not_wait_for_work() -> None:
+    async with (
+        serving({"m": fake_runner("tokens=2; hang@1")}) as api,
+        api.http.post("/completion", json={"model": "m", "prompt": "p"}) as answer,
+    ):
+        await answer.content.readline()
+        with anyio.fail_after(LIMIT / 2):
+            assert (await api.post("/models/unload", {"model": "m", "force": True}))[0] == 200
+        assert b'"code":"unloaded"' in await answer.read()
+
+
+async def test_runners_report_what_a_person_wants_to_know() -> None:
+    async with serving({"m": fake_runner(path="/models/m"), "n": fake_runner()}) as api:
+        await api.post("/models/load", {"model": "m"})
+        _, answer = await api.get("/runners")
+        loaded, other = answer["runners"]
+        assert (loaded["model"], loaded["state"], loaded["path"]) == ("m", "ready", "/models/m")
+        assert loaded["address"].startswith("unix:")
+        assert loaded["expires"] > loaded["started"]
+        assert (other["state"], other["pid"]) == ("stopped", -1)
+
+
+@pytest.mark.parametrize("path", ["/models/load", "/models/unload"])
+async def test_bad_bodies_are_refused(path: str) -> None:
+    async with serving({"m": fake_runner()}) as api:
+        for body, message in (
+            ({}, "model: missing"),
+            ({"model": "m", "forced": True}, "forced: unknown key"),
+            ({"model": 1}, "model: expected str, got int"),
+        ):
+            status, code, found = await api.refusal(path, body)
+            assert (status, code) == (400, "invalid_request")
+            assert found.startswith(message)
