@@ -1,0 +1,42 @@
+"""What a person is told when a command fails: one clear line on stderr, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+from mlxsup.errors import BodyTooLarge, ConfigError, InvalidRequest, MlxsupError, ModelNotFound
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+
+_USAGE_ERRORS: Final = (ConfigError, InvalidRequest, ModelNotFound, BodyTooLarge)
+
+
+class CommandFailed(MlxsupError):
+    """What a command was to do did not work, and nothing of the supervisor is to blame."""
+
+    code = "command_failed"
+
+
+def say(line: str) -> None:
+    """Write one line to stderr, with our name in front."""
+    print(f"mlxsup: {line}", file=sys.stderr, flush=True)
+
+
+def lines_of(error: MlxsupError) -> Iterator[str]:
+    """Put an error into lines: one, but for each problem of a configuration its own."""
+    if isinstance(error, ConfigError):
+        source = str(error.details.get("source", ""))
+        yield from (line if line.startswith(source) else f"{source}: {line}" for line in error.problems)
+    else:
+        yield " ".join(error.message.split())
+
+
+def exit_code_of(error: MlxsupError) -> int:
+    """Tell what was asked for wrongly (2) from what failed (1)."""
+    if isinstance(error, _USAGE_ERRORS) or (error.source == "runner" and 400 <= error.status < 500):
+        return USAGE
+    return FAILED

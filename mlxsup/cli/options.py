@@ -1,0 +1,14 @@
+"""The flags that several verbs share, each with its one line of help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Config = Annotated[Path | None, Parameter(help="Configuration file, instead of the one that is searched for.")]
+Url = Annotated[
+    str, Parameter(help="The daemon: http://host:port or unix:/path. Also: $MLXSUP_URL.", show_default=False)
+]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
