@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from mlxsup.config import Settings
     from mlxsup.errors import MlxsupError
     from mlxsup.protocol import CompletionChunk, CompletionRequest, Options
+    from mlxsup.registry import Lease
     from mlxsup.report import Event, RunnerReport, Status
-    from mlxsup.supervisor import Completion, Lease, Supervisor
+    from mlxsup.supervisor import Completion, Supervisor
 
 _HOMES = {
     "Completion": "mlxsup.supervisor",
     "CompletionChunk": "mlxsup.protocol",
     "CompletionRequest": "mlxsup.protocol",
     "Event": "mlxsup.report",
-    "Lease": "mlxsup.supervisor",
+    "Lease": "mlxsup.registry",
     "MlxsupError": "mlxsup.errors",
     "Options": "mlxsup.protocol",
     "RunnerReport": "mlxsup.report",

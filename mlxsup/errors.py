@@ -27,6 +27,7 @@ class MlxsupError(Exception):
     code: ClassVar[str] = "internal"
     default_status: ClassVar[int] = 500
     source: ClassVar[Source] = "mlxsup"
+    default_retry_after: ClassVar[float | None] = None
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class MlxsupError(Exception):
         super().__init__(message)
         self.message = message
         self.status = status if status is not None else self.default_status
-        self.retry_after = retry_after
+        self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.details: dict[str, Any] = dict(details or {})
 
     def again(self) -> MlxsupError:
@@ -143,6 +144,7 @@ class QueueFull(MlxsupError):
 
     code = "queue_full"
     default_status = 503
+    default_retry_after = 1.0
 
 
 class Loading(MlxsupError):
@@ -150,6 +152,7 @@ class Loading(MlxsupError):
 
     code = "loading"
     default_status = 503
+    default_retry_after = 1.0
 
 
 class Unloaded(MlxsupError):
@@ -157,6 +160,7 @@ class Unloaded(MlxsupError):
 
     code = "unloaded"
     default_status = 503
+    default_retry_after = 1.0
 
 
 class Backoff(MlxsupError):
@@ -164,6 +168,7 @@ class Backoff(MlxsupError):
 
     code = "backoff"
     default_status = 503
+    default_retry_after = 1.0
 
 
 class ShuttingDown(MlxsupError):
@@ -171,6 +176,7 @@ class ShuttingDown(MlxsupError):
 
     code = "shutting_down"
     default_status = 503
+    default_retry_after = 5.0
 
 
 class LoadTimeout(MlxsupError):

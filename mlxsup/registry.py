@@ -155,6 +155,7 @@ class Registry:
             expires=_wall(view.expires),
             exits=view.exits,
             exit_code=exit_record.code if exit_record is not None else None,
+            exit_signal=exit_record.signal if exit_record is not None else None,
             last_error=_last_error(view.error, runner),
         )
 

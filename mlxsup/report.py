@@ -52,6 +52,7 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     expires: float | None = None
     exits: int = 0
     exit_code: int | None = None
+    exit_signal: int | None = None
     last_error: str = ""
 
 

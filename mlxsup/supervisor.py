@@ -25,6 +25,7 @@ from mlxsup.report import Event, RunnerReport, Status
 if TYPE_CHECKING:
     from mlxsup.engines.base import Ability
     from mlxsup.registry import Lease, Registry
+    from mlxsup.runners.passage import Passage
     from mlxsup.runners.relay import Answer
 
 T = TypeVar("T")
@@ -201,6 +202,7 @@ class Completion:
         self, registry: Registry, model: ModelSettings, request: CompletionRequest, deadline: float | None
     ) -> None:
         self._answer: Answer | None = None
+        self._passage: Passage | None = None
         self._lease: Lease | None = None
         self._ended = False
         self.model = model.name
@@ -258,6 +260,28 @@ class Completion:
             if chunk.seed is None:
                 return msgspec.structs.replace(chunk, seed=self.request.seed)
         return chunk
+
+    async def next_bytes(self) -> bytes:
+        """Return the next bytes of the answer as the runner wrote it, b"" after the line with `done`.
+
+        For passing an answer on: nothing is held but short lines. Use it instead of iterating, not beside it.
+
+        Raises:
+            MlxsupError: as for a chunk; in the middle of a long line, that line is left unfinished.
+        """
+        await self.start()
+        if self._ended or self._lease is None or self._answer is None:
+            return b""
+        if self._passage is None:
+            self._passage = self._lease.runner.passage(self._answer, self.request)
+        try:
+            block = await self._in_time(self._passage.next_bytes())
+        except BaseException:
+            self._end()
+            raise
+        if not block:
+            self._end()
+        return block
 
     async def aclose(self) -> None:
         """End the work: the runner sees its caller leave, the place is free. Twice is once."""

@@ -9,7 +9,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from mlxsup.errors import DoesNotFit, LoadFailed, MlxsupError
+from mlxsup.supervisor import Completion
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Routes = Iterable[tuple[str, str, Handler]]
@@ -71,22 +72,26 @@ def error_object(error: MlxsupError) -> dict[str, Any]:
     return found
 
 
-async def stream_ndjson(request: web.Request, structs: AsyncIterable[msgspec.Struct]) -> web.StreamResponse:
-    """Answer with a line for each struct as it comes; a failure on the way is a last line of its own.
+async def stream_ndjson(request: web.Request, work: Completion) -> web.StreamResponse:
+    """Answer with the runner's own lines as they come; a failure on the way is a last line of its own.
 
-    A slow reader slows the source down; one that leaves ends the stream quietly.
+    A slow reader slows the runner down; one that leaves ends the stream quietly.
     """
     response = web.StreamResponse(
-        headers={hdrs.CONTENT_TYPE: "application/x-ndjson", "x-request-id": request_id(request)}
+        headers={
+            hdrs.CONTENT_TYPE: "application/x-ndjson",
+            "x-request-id": request_id(request),
+            "mlxsup-seed": str(work.request.seed),
+        }
     )
-    async with contextlib.aclosing(_lines(request, structs)) as lines:
-        try:
-            await response.prepare(request)
-            async for line in lines:
-                await response.write(line)
-            await response.write_eof()
-        except ConnectionResetError:
-            _log.info("the client left in the middle of its answer", extra={"request_id": request_id(request)})
+    try:
+        await response.prepare(request)
+        async with contextlib.aclosing(_blocks(request, work)) as blocks:
+            async for block in blocks:
+                await response.write(block)
+        await response.write_eof()
+    except ConnectionResetError:
+        _log.info("the client left in the middle of its answer", extra={"request_id": request_id(request)})
     return response
 
 
@@ -125,20 +130,23 @@ def guarded(handler: Handler) -> Handler:
     return guard
 
 
-async def _lines(request: web.Request, structs: AsyncIterable[msgspec.Struct]) -> AsyncGenerator[bytes, None]:
-    encode = msgspec.json.Encoder().encode
+async def _blocks(request: web.Request, work: Completion) -> AsyncGenerator[bytes, None]:
+    last = b"\n"
     try:
-        async for struct in structs:
-            yield encode(struct) + b"\n"
+        while block := await work.next_bytes():
+            last = block[-1:]
+            yield block
     except MlxsupError as error:
         _log.warning(error.message, extra={"code": error.code, "request_id": request_id(request)})
-        yield _error_line(error)
+        yield _error_line(error, after=last)
     except Exception:  # noqa: BLE001 - logged with its traceback, and the client is told
-        yield _error_line(_unexpected(request))
+        yield _error_line(_unexpected(request), after=last)
 
 
-def _error_line(error: MlxsupError) -> bytes:
-    return orjson.dumps({"error": error_object(error), "done": True}, default=str) + b"\n"
+def _error_line(error: MlxsupError, *, after: bytes) -> bytes:
+    """The last line of a stream that failed; one that failed within a line ends that line first."""
+    line = orjson.dumps({"error": error_object(error), "done": True}, default=str) + b"\n"
+    return line if after == b"\n" else b"\n" + line
 
 
 def _unexpected(request: web.Request) -> MlxsupError:

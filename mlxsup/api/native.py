@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+import msgspec
 from aiohttp import web
 
 from mlxsup._version import __version__
-from mlxsup.api.answers import Routes, json_response, stream_ndjson
+from mlxsup.api.answers import Handler, Routes, json_response, stream_ndjson
 from mlxsup.api.bodies import read_body
+from mlxsup.engines.base import Ability
+from mlxsup.errors import InvalidRequest, NotSupported
 from mlxsup.protocol import CompletionRequest
 from mlxsup.supervisor import Supervisor
 
@@ -19,7 +24,21 @@ def routes(sup: Supervisor) -> Routes:
         ("GET", "/version", native.version),
         ("POST", "/completion", native.completion),
         ("GET", "/runners", native.runners),
+        *(("POST", f"/{ability}", native.refuse(ability)) for ability in _UNSUPPORTED),
     )
+
+
+DEADLINE = "mlxsup-deadline"
+"""The header of a request that bounds it: seconds from its arrival."""
+
+_UNSUPPORTED: tuple[Ability, ...] = ("embedding", "tokenize", "detokenize")
+"""What clients of such servers ask for and no engine of ours can do yet: an honest 501."""
+
+
+class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a body that says which model is meant."""
+
+    model: str
 
 
 class CompletionBody(CompletionRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,9 +65,30 @@ class _Native:
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, CompletionBody, self._sup.settings.server.max_body)
-        async with self._sup.completion(body.model, body.request()) as work:
+        async with self._sup.completion(body.model, body.request(), deadline=_deadline(request)) as work:
             await work.start()  # what fails before the first line has a status of its own
             return await stream_ndjson(request, work)
 
     async def runners(self, request: web.Request) -> web.StreamResponse:
         return json_response(request, {"runners": self._sup.status().runners})
+
+    def refuse(self, ability: Ability) -> Handler:
+        async def handler(request: web.Request) -> web.StreamResponse:
+            body = await read_body(request, ModelBody, self._sup.settings.server.max_body)
+            self._sup.require(body.model, ability)
+            raise NotSupported(f"mlxsup does not pass {ability} on", details={"ability": ability})
+
+        return handler
+
+
+def _deadline(request: web.Request) -> float | None:
+    told = request.headers.get(DEADLINE)
+    if told is None:
+        return None
+    try:
+        seconds = float(told)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise InvalidRequest(f"{DEADLINE} must be seconds greater than 0, not {told!r}", details={"param": DEADLINE})
+    return seconds

@@ -32,6 +32,9 @@ app.command(
     "mlxsup.cli.runners:stop", name="stop", help="Unload a model in the daemon; returns when its process is gone."
 )
 app.command("mlxsup.cli.runner:runner", name="runner", help="Be a runner: serve one model on a socket or a port.")
+app.command(
+    "mlxsup.cli.estimate:estimate", name="estimate", help="Tell how much memory a model will need, from its headers."
+)
 app.command(_config)
 _config.command("mlxsup.cli.config:check", name="check", help="Read the configuration and report every problem in it.")
 _config.command(

@@ -57,11 +57,13 @@ class Skeleton:
         end = found.start() if found else len(data)
         kept = bytes(data[at : min(end, at + self._room)]).decode("utf-8", "ignore").encode()
         self.json += kept
-        self._room = 0 if end - at > self._room else self._room - len(kept)
         if found is None:
+            self._room = 0 if end - at > self._room else self._room - len(kept)
             return end
         if found[0] == b"\\":
             self._escaped = True
+            if not kept and self._room == KEPT_OF_STRINGS:
+                self.json += b"?"  # it begins with an escape: still a string that says something
             self._room = 0
         else:
             self.json += b'"'
@@ -115,7 +117,7 @@ class Passage:
             self._line_part(rest, passed)
         except MlxsupError as failure:
             self._answer.close()
-            self._failure = failure
+            self._failure = self._answer.testify(failure)
         finally:
             if passed:
                 self._ready.append(b"".join(passed))

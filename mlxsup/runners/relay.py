@@ -130,7 +130,7 @@ class Answer:
             self.close()
             shown = bytes(line[:80]).decode("utf-8", errors="replace")
             bad = BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}")
-            raise self._witness.testify(bad) from error
+            raise self.testify(bad) from error
 
     async def accept(self, chunk: CompletionChunk) -> None:
         """Take note of the next chunk; its connection is dropped after the one with `done`.
@@ -144,7 +144,7 @@ class Answer:
         if chunk.done and chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
             self.close()
             told = chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE]
-            raise self._witness.testify(RunnerError(told, status=500))
+            raise self.testify(RunnerError(told, status=500))
         if chunk.done and self._image_work and not self._image_seen:
             await self.fail("it said done without a picture")
         self._started = True
@@ -168,12 +168,16 @@ class Answer:
             self.close()
             what = "nothing more" if self._started else "no first chunk"
             stalled = Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit})
-            raise self._witness.testify(stalled) from None
+            raise self.testify(stalled) from None
         except (aiohttp.ClientError, OSError) as error:
             raise AnswerBroke(f"its answer broke off: {error}") from error
         self._witness.pulse.beat()
         self._waited = self._waited + time.monotonic() - began if block.isspace() else 0.0
         return block
+
+    def testify(self, error: MlxsupError) -> MlxsupError:
+        """Add the runner's last words to an error; adding them twice changes nothing."""
+        return self._witness.testify(error)
 
     async def fail(self, what: str) -> NoReturn:
         """Drop the connection and raise why the answer is none: the runner's death if it died, else `what`."""
@@ -197,7 +201,11 @@ class Answer:
                 return await self._last_line(str(broke))
             if not block:
                 return await self._last_line("its answer ended without a last chunk")
-            self._lines.extend(self._framer.feed(block))
+            try:
+                self._lines.extend(self._framer.feed(block))
+            except BadAnswer as bad:
+                self.close()
+                raise self.testify(bad) from None
 
     async def _last_line(self, why: str) -> bytes:
         rest = self._framer.rest.strip()

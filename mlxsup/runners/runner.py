@@ -25,6 +25,7 @@ from mlxsup.runners.footprint import Sight
 from mlxsup.runners.guard import Guard
 from mlxsup.runners.liveness import Patience, Pulse, wedged
 from mlxsup.runners.output import OutputRecord, Stream
+from mlxsup.runners.passage import Passage
 from mlxsup.runners.probe import Probe, open_session
 from mlxsup.runners.process import ExitRecord, Process
 from mlxsup.runners.readiness import (
@@ -39,6 +40,8 @@ from mlxsup.runners.relay import Answer, Limits, post_completion
 log = logging.getLogger(__name__)
 
 ADDRESS_TRIES = 3
+SUPERVISOR_PID = "MLXSUP_SUPERVISOR_PID"
+"""Tells a runner whose end it should not outlive; ours look whether that is still their parent."""
 TELL_AFTER = 0.5
 """How long the clean-up after a failed load may delay the news of it."""
 BLAME_WAIT = 1.0
@@ -135,7 +138,8 @@ class Runner:
     @property
     def last_error(self) -> str:
         """The line of output that best says what is wrong, "" while there is none that looks like an error."""
-        return self._output.last_error if self.exit is not None or self._output.cause != "unknown" else ""
+        unwanted = self.exit is not None and not self._stopping.is_set()
+        return self._output.last_error if unwanted or self._output.cause != "unknown" else ""
 
     def last_words(self) -> list[str]:
         """The first and last lines of its error output."""
@@ -181,6 +185,11 @@ class Runner:
             raise await self.blame("it is not there any more")
         limits = Limits(first_chunk=self.model.first_chunk_timeout, silence=self.model.silence_timeout)
         return await post_completion(self._session, f"{self.address.base_url}/completion", request, limits, self)
+
+    @staticmethod
+    def passage(answer: Answer, request: CompletionRequest) -> Passage:
+        """Return the bytes of an answer instead of its chunks."""
+        return Passage(answer, request.seed)
 
     async def blame(self, what: str) -> MlxsupError:
         """Say why an answer broke off: asked to stop, dead, or alive and misbehaving."""
@@ -309,7 +318,7 @@ class Runner:
 
     async def _spawn(self, launch: Launch) -> int | None:
         """Start the process; returns the reading end of its ready pipe, if it has one."""
-        env = environment.build(self.model, launch)
+        env = environment.build(self.model, launch) | {SUPERVISOR_PID: str(os.getpid())}
         await self._guard.ready()
         mark = self._guard.new_mark()
         reader, writer = os.pipe() if launch.wants_ready_fd else (None, None)

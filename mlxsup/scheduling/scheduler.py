@@ -17,9 +17,6 @@ from mlxsup.report import State
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 
-RETRY_QUEUE = 1.0
-"""Seconds that a caller turned away by a full queue is told to wait."""
-
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What the scheduler must know of one model. `keep_alive` is seconds, negative for ever; `queue` bounds its waiters."""
@@ -140,7 +137,7 @@ class Scheduler:
         waiting = sum(len(other.waiting) for other in self._models.values())
         if waiting >= self._queue or len(model.waiting) >= model.policy.queue:
             full = (waiting, "all models together") if waiting >= self._queue else (len(model.waiting), model.name)
-            error = QueueFull("{} requests wait already, as many as may for {}".format(*full), retry_after=RETRY_QUEUE)
+            error = QueueFull("{} requests wait already, as many as may for {}".format(*full))
             self._out.append(fx.Reject(ticket, error))
             return
         model.waiting.append(ticket)

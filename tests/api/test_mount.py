@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -41,7 +42,7 @@ async def test_an_application_gets_our_routes_and_keeps_its_own(prefix: str) -> 
         async with http.get(f"{base}/health") as answer:
             assert await answer.json() == {"status": "ok"}
         async with http.post(f"{base}/completion", json={"model": "m", "prompt": "p"}) as answer:
-            assert b'"done":true' in await answer.read()
+            assert json.loads((await answer.read()).splitlines()[-1])["done"]
         async with http.post(f"{base}/completion", json={"model": "none", "prompt": "p"}) as answer:
             assert (await answer.json())["error"]["code"] == "model_not_found"
         async with http.post(f"{base}/completion", data=bytes(2000)) as answer:
