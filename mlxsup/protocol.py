@@ -7,7 +7,7 @@ CompletionChunk a line, the last one with `done: true`; `GET /health` answers wi
 from __future__ import annotations
 
 import base64
-import binascii
+import math
 import secrets
 from collections.abc import Iterator
 
@@ -44,6 +44,26 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     seed: int | None = None
     images: list[bytes] = []
     options: Options | None = None
+
+    def check(self) -> None:
+        """Refuse what no engine could make sense of and JSON could not carry.
+
+        Raises:
+            InvalidRequest: a number that is not finite, a side or a number of steps below 1, a text that is not Unicode.
+        """
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise InvalidRequest(
+                f"guidance must be a finite number, not {self.guidance}", details={"param": "guidance"}
+            )
+        for name in ("width", "height", "steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name} must be at least 1, not {value}", details={"param": name})
+        for name in ("prompt", "negative_prompt"):
+            try:
+                getattr(self, name).encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequest(f"{name} is not valid Unicode: {error.reason}", details={"param": name}) from None
 
     def with_seed(self) -> CompletionRequest:
         """Return this request with a seed of its own.
@@ -92,7 +112,7 @@ class CompletionChunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
             raise BadAnswer("this chunk carries no picture")
         try:
             return base64.b64decode(self.image, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error, or characters beyond ASCII
             raise BadAnswer(f"the runner's picture is not base64: {error}") from error
 
 

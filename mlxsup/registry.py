@@ -1,4 +1,4 @@
-"""Owns the live runners: one task feeds events to the scheduler and carries out its effects."""
+"""Owns the live runners: hands events to the scheduler, one at a time, and carries out its effects."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import itertools
 import logging
 import sys
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
 
 import anyio
 import anyio.abc
@@ -68,6 +71,13 @@ class Lease:
             self._release()
 
 
+class Subscriber(Protocol):
+    """Who is told of transitions."""
+
+    def take(self, event: Event | None) -> None:
+        """Take one transition; None is the end."""
+
+
 Answer = Lease | None
 
 
@@ -82,9 +92,12 @@ class Registry:
         self._tickets = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Answer]] = {}
         self._events: deque[ev.Event] = deque()
-        self._arrived = asyncio.Event()
+        self._handling = False
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._crash: Exception | None = None
+        self._woken = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._subscribers: set[Callable[[Event | None], None]] = set()
+        self._subscribers: weakref.WeakSet[Subscriber] = weakref.WeakSet()
         self._closed = False
         self._give_up_at: float | None = None
         self._alive = asyncio.Event()
@@ -121,12 +134,19 @@ class Registry:
                 (model.drain_timeout + model.stop_grace for model in self._settings.models.values()), default=0
             )
             self._give_up_at = asyncio.get_running_loop().time() + longest + CLOSE_MARGIN
+            self._woken.set()
         self._post(ev.Shutdown(force=force))
 
-    def subscribe(self, subscriber: Callable[[Event | None], None]) -> Callable[[], None]:
-        """Have `subscriber` called with each transition, with None at the end; returns what ends it."""
-        self._subscribers.add(subscriber)
-        return lambda: self._subscribers.discard(subscriber)
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Tell `subscriber` of each transition, and None at the end; one that is dropped is forgotten."""
+        if self._closed:
+            subscriber.take(None)
+        else:
+            self._subscribers.add(subscriber)
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Tell it no more."""
+        self._subscribers.discard(subscriber)
 
     @property
     def closing(self) -> bool:
@@ -164,10 +184,10 @@ class Registry:
         runner = self._runners.get(name)
         return runner.last_words() if runner is not None else []
 
-    # The one task
+    # The owner task
 
     async def run(self, started: asyncio.Event) -> None:
-        """Feed events to the scheduler until the shutdown is complete.
+        """Own the tasks of all runners until the shutdown is complete.
 
         Raises:
             MlxsupError: the shutdown gave up on a process that will not die; its pids are in the message.
@@ -177,14 +197,15 @@ class Registry:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._observe, name="mlxsup observer")
                 tasks.start_soon(self._keep_records, name="mlxsup records")
+                self._tasks = tasks
+                self._handle_events()
                 started.set()
-                while not self._closed and await self._something_arrived():
-                    while self._events:
-                        self._handle(self._events.popleft(), tasks)
-                    self._set_timer()
+                await self._until_closed()
                 for runner in self._runners.values():
                     runner.abandon()
                 tasks.cancel_scope.cancel()
+            if self._crash is not None:
+                raise self._crash
             if left := [runner.pid for runner in self._runners.values() if runner.pid > 0]:
                 raise MlxsupError(f"gave up on processes that do not die: {left}", details={"pids": left})
         finally:
@@ -217,19 +238,40 @@ class Registry:
             for runner, sight in zip(runners, sights, strict=True):
                 runner.note_sight(sight)
 
-    async def _something_arrived(self) -> bool:
-        """Wait for the next event; False when a shutdown has taken longer than it may."""
-        try:
-            async with asyncio.timeout_at(self._give_up_at):
-                await self._arrived.wait()
-        except TimeoutError:
-            return False
-        self._arrived.clear()
-        return True
+    async def _until_closed(self) -> None:
+        """Wait for the end of the shutdown, at most as long as that may take."""
+        while not self._closed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._give_up_at):
+                    await self._woken.wait()
+            self._woken.clear()
+            if self._give_up_at is not None and asyncio.get_running_loop().time() >= self._give_up_at:
+                return
 
-    def _handle(self, event: ev.Event, tasks: anyio.abc.TaskGroup) -> None:
-        for effect in self._scheduler.handle(event, time.monotonic()):
-            self._carry_out(effect, tasks)
+    def _post(self, event: ev.Event) -> None:
+        """Hand an event to the scheduler and carry out what it decides, in this very step: a report never lags behind.
+
+        Events that this causes are handled after it, in their order: one at a time, whoever posts them.
+        """
+        self._events.append(event)
+        self._handle_events()
+
+    def _handle_events(self) -> None:
+        if self._handling or self._tasks is None or self._closed:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for effect in self._scheduler.handle(self._events.popleft(), time.monotonic()):
+                    self._carry_out(effect, self._tasks)
+            self._set_timer()
+        except Exception as error:  # a bug: the owner task raises it, not whoever came by
+            log.exception("the registry has crashed")
+            self._crash = error
+            self._end()
+            self._woken.set()
+        finally:
+            self._handling = False
 
     def _carry_out(self, effect: fx.Effect, tasks: anyio.abc.TaskGroup) -> None:
         match effect:
@@ -251,6 +293,7 @@ class Registry:
                 self._publish(effect)
             case fx.Closed():
                 self._closed = True
+                self._woken.set()
 
     def _make_runner(self, name: str, generation: int) -> Runner:
         model = self._settings.models[name]
@@ -300,10 +343,6 @@ class Registry:
             self._post(ev.Cancel(ticket, model))
             raise
 
-    def _post(self, event: ev.Event) -> None:
-        self._events.append(event)
-        self._arrived.set()
-
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -328,7 +367,7 @@ class Registry:
         facts = {"model": event.model, "state": event.state, "generation": event.generation, "pid": event.pid}
         log.log(level, "%s is %s: %s", event.model, event.state, event.reason, extra=facts)
         for subscriber in list(self._subscribers):
-            subscriber(event)
+            subscriber.take(event)
 
     def _end(self) -> None:
         """Whatever happened: kill what still runs, leave no caller waiting, no timer set."""
@@ -342,7 +381,7 @@ class Registry:
                 future.set_exception(ShuttingDown("this supervisor is closed"))
         self._answers.clear()
         for subscriber in list(self._subscribers):
-            subscriber(None)
+            subscriber.take(None)
         self._subscribers.clear()
 
 

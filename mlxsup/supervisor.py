@@ -7,11 +7,12 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import anyio
 import msgspec
 
 from mlxsup import config
@@ -70,7 +71,12 @@ class Supervisor:
         """
         if self._running is not None:
             raise RuntimeError("this Supervisor is entered already")
-        self._running = await _Running.start(self._make_registry(self.settings))
+        self._running = _Running(self._make_registry(self.settings))
+        try:
+            await self._running.wait_started()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
         return self
 
     async def __aexit__(
@@ -115,7 +121,6 @@ class Supervisor:
             yield lease
         finally:
             lease.release()
-            await asyncio.sleep(0)  # as in Completion.aclose
 
     async def load(self, model: str) -> None:
         """Load a model and return when it is ready; the load goes on if this is cancelled.
@@ -206,6 +211,7 @@ class Completion:
         self._lease: Lease | None = None
         self._ended = False
         self.model = model.name
+        request.check()
         self.request = request.with_seed()
         self._queue_timeout = model.queue_timeout
         self._deadline = deadline
@@ -286,7 +292,6 @@ class Completion:
     async def aclose(self) -> None:
         """End the work: the runner sees its caller leave, the place is free. Twice is once."""
         self._end()
-        await asyncio.sleep(0)  # the registry's task takes note before the caller looks at a report
 
     def __del__(self) -> None:
         """A dropped iterator, as after `break`, ends its work too."""
@@ -329,12 +334,13 @@ class Events:
     def __init__(self, registry: Registry) -> None:
         self._waiting: deque[Event | None] = deque(maxlen=EVENT_BACKLOG)
         self._arrived = asyncio.Event()
-        self._unsubscribe = registry.subscribe(self._take)
+        self._registry = registry
+        registry.subscribe(self)
 
     def close(self) -> None:
         """Stop listening."""
-        self._unsubscribe()
-        self._take(None)
+        self._registry.unsubscribe(self)
+        self.take(None)
 
     def __aiter__(self) -> Self:
         """Return itself."""
@@ -351,7 +357,8 @@ class Events:
         self._waiting.popleft()
         return event
 
-    def _take(self, event: Event | None) -> None:
+    def take(self, event: Event | None) -> None:
+        """Take a transition from the registry; None is the end."""
         self._waiting.append(event)
         self._arrived.set()
 
@@ -359,17 +366,21 @@ class Events:
 class _Running:
     """The owner task of an entered Supervisor, which outlives the task that entered it."""
 
-    def __init__(self, registry: Registry, task: asyncio.Task[None]) -> None:
+    def __init__(self, registry: Registry) -> None:
         self.registry = registry
         self.started = time.time()
-        self._task = task
+        self._ready = asyncio.Event()
+        self._task = asyncio.create_task(registry.run(self._ready), name="mlxsup owner")
 
-    @classmethod
-    async def start(cls, registry: Registry) -> _Running:
-        started = asyncio.Event()
-        task = asyncio.create_task(registry.run(started), name="mlxsup owner")
-        await started.wait()
-        return cls(registry, task)
+    async def wait_started(self) -> None:
+        """Wait until the registry takes questions; a crash before that is raised by `finish`."""
+        ready = asyncio.create_task(self._ready.wait(), name="mlxsup start")
+        try:
+            await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if self._task.done():
+            await self.finish()
 
     async def close(self, *, force: bool) -> None:
         """Ask for the end and wait for it; a crash of the owner is raised by `finish`."""
@@ -377,17 +388,23 @@ class _Running:
         await asyncio.wait({self._task})
 
     async def finish(self) -> None:
-        """Shut down, however often the waiter is cancelled, and raise what the owner raised."""
+        """Shut down and raise what the owner raised; a cancellation meanwhile forces the rest and is passed on."""
         cancelled: asyncio.CancelledError | None = None
-        while not self._task.done():
-            try:
-                await self.close(force=cancelled is not None)
-            except asyncio.CancelledError as error:
-                cancelled = error
+        try:
+            await self.close(force=False)
+        except asyncio.CancelledError as error:
+            cancelled = error
+            with anyio.CancelScope(shield=True):
+                await self._finish_by_force()
         if not self._task.cancelled() and (crash := self._task.exception()) is not None:
             raise crash
         if cancelled is not None:
             raise cancelled
+
+    async def _finish_by_force(self) -> None:
+        while not self._task.done():
+            with suppress(asyncio.CancelledError):  # cancelled again: there is nothing more to hurry
+                await self.close(force=True)
 
 
 def _request(request: CompletionRequest | None, fields: dict[str, Any]) -> CompletionRequest:
@@ -395,9 +412,13 @@ def _request(request: CompletionRequest | None, fields: dict[str, Any]) -> Compl
         if fields:
             raise InvalidRequest(f"give a CompletionRequest or its fields, not both: {', '.join(fields)}")
         return request
-    images = fields.get("images")
+    images = fields.get("images", [])
+    if not isinstance(images, list | tuple) or not all(
+        isinstance(each, bytes | bytearray | memoryview) for each in images
+    ):
+        raise InvalidRequest("images must be a list of picture files, each as bytes", details={"param": "images"})
     try:
-        made = msgspec.convert({**fields, "images": []} if images else fields, CompletionRequest)
-        return msgspec.structs.replace(made, images=[bytes(image) for image in images]) if images else made
+        made = msgspec.convert({**fields, "images": []}, CompletionRequest)
     except (msgspec.ValidationError, TypeError) as error:
         raise InvalidRequest(f"bad request: {error}") from error
+    return msgspec.structs.replace(made, images=[bytes(image) for image in images])

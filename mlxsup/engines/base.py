@@ -60,7 +60,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def wants_ready_fd(self) -> bool:
         """Whether the runner will report its readiness on an inherited pipe."""
-        return self.READY_FD in self.argv
+        return any(self.READY_FD in part for part in self.argv)
+
+    def arguments(self, ready_fd: int | None) -> list[str]:
+        """Return the arguments with the descriptor's number filled in."""
+        return [part.replace(self.READY_FD, str(ready_fd)) for part in self.argv]
 
 
 class Verdict(enum.Enum):
@@ -110,7 +114,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def launch(self, model: ModelSettings, address: Address) -> Launch:
-        """Return the command that serves `model` on `address`."""
+        """Return the command that serves `model` on `address`. Called off the loop."""
 
     def read_health(self, status: int, body: bytes) -> Finding:
         """Say what an HTTP answer of the health path means: 200 is ready, everything else is not yet."""

@@ -42,7 +42,7 @@ class CommandEngine(Engine):
     def check(self, model: ModelSettings) -> None:
         """Refuse a program that is not there."""
         program = self._fill(_keys(model).command[0], model, Address())
-        if shutil.which(program) is None:
+        if _find(program, model) is None:
             found = Path(program).exists()
             why = "is not executable" if found else "is not there" if "/" in program else "is not on PATH"
             mend = f"chmod +x {program}" if found else f"correct models.{model.name}.command"
@@ -57,7 +57,8 @@ class CommandEngine(Engine):
 
     def launch(self, model: ModelSettings, address: Address) -> Launch:
         """Fill the placeholders in; each argument stays one argument."""
-        return Launch(argv=tuple(self._fill(part, model, address) for part in _keys(model).command))
+        program, *arguments = (self._fill(part, model, address) for part in _keys(model).command)
+        return Launch(argv=(_find(program, model) or program, *arguments))
 
     def read_health(self, status: int, body: bytes) -> Finding:
         """Read health as the wire has it."""
@@ -74,6 +75,11 @@ class CommandEngine(Engine):
             "ready_fd": Launch.READY_FD,
         }
         return _PLACEHOLDER.sub(lambda match: values[match[1]], part)
+
+
+def _find(program: str, model: ModelSettings) -> str | None:
+    """The program's whole path. Its symlinks stay: a virtual environment is known by the link its Python is started by."""
+    return shutil.which(program, path=model.env.get("PATH"))
 
 
 def _keys(model: ModelSettings) -> CommandKeys:

@@ -22,7 +22,17 @@ BUILTIN = frozenset({"builtin:emoji"})
 _OPENBLAS = ("lib/*-linux-gnu/openblas-pthread/libopenblas.so.0", "lib64/libopenblasp.so.0", "lib/libopenblas.so.0")
 """Where Debian, Fedora and Arch keep the threaded OpenBLAS, below /usr."""
 
-_MEND = "pip install 'mlxsup[imagegen]'"
+_MEND = "install 'mlxsup[imagegen]'"
+_NEEDED = ("mlx.core", "PIL")
+_PROBE = """
+import importlib.util, sys
+def found(name):
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:
+        return False
+print(next((name.partition(".")[0] for name in sys.argv[1:] if not found(name)), ""))
+"""
 
 
 class ImagegenEngine(Engine):
@@ -34,10 +44,10 @@ class ImagegenEngine(Engine):
         """Refuse machines without MLX, and paths that are no model."""
         if sys.platform == "darwin" and platform.machine() != "arm64":
             raise _unavailable(model, "MLX needs Apple silicon (arm64); this Mac is " + platform.machine())
-        for package in ("mlx.core", "PIL"):
-            if not _has_module(model.python, package):
-                raise _unavailable(model, f"{package.partition('.')[0]} is not importable; mend: {_MEND}")
-        if model.path not in BUILTIN and not Path(model.path).is_dir():
+        if missing := _missing_modules(model):
+            where, pip = (f" by {model.python}", f"{model.python} -m pip") if model.python else ("", "pip")
+            raise _unavailable(model, f"{missing} is not importable{where}; mend: {pip} {_MEND}")
+        if model.path not in BUILTIN and not (model.path and Path(model.path).is_dir()):
             known = ", ".join(sorted(BUILTIN))
             raise LoadFailed(
                 f"{model.path or '(no path)'} is no image model: neither a folder nor one of {known}",
@@ -76,18 +86,26 @@ def _unavailable(model: ModelSettings, why: str) -> EngineUnavailable:
     )
 
 
-def _has_module(python: str, package: str) -> bool:
-    if not python:
-        try:
-            return importlib.util.find_spec(package) is not None
-        except ImportError:  # the parent package is missing
-            return False
-    probe = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+def _missing_modules(model: ModelSettings) -> str:
+    """Name the first module that the runner needs and its interpreter has not, "" when all are there."""
+    if not model.python:
+        return next((name.partition(".")[0] for name in _NEEDED if not _has_module(name)), "")
+    command = [model.python, "-c", _PROBE, "mlxsup", *_NEEDED]
     try:
-        done = subprocess.run([python, "-c", probe, package], cwd="/", capture_output=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _unavailable(model, f"{model.python} cannot be run: {error}; mend: correct its python key") from error
+    if done.returncode != 0:
+        told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise _unavailable(model, f"{model.python} is no Python interpreter ({told}); mend: correct its python key")
+    return done.stdout.strip()
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # the parent package is missing
         return False
-    return done.returncode == 0
 
 
 def _mlx_library_dirs(python: str) -> tuple[str, ...]:

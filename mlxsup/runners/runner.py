@@ -303,7 +303,7 @@ class Runner:
 
     async def _start_and_wait(self) -> None:
         assert self.address is not None
-        ready_fd = await self._spawn(self._engine.launch(self.model, self.address))
+        ready_fd = await self._spawn(await asyncio.to_thread(self._engine.launch, self.model, self.address))
         assert self._process is not None
         self._session = open_session(self.address, self.model.connect_timeout)
         self._probe = Probe(self.model, self._engine, self.address, self._session)
@@ -323,9 +323,8 @@ class Runner:
         mark = self._guard.new_mark()
         reader, writer = os.pipe() if launch.wants_ready_fd else (None, None)
         try:
-            argv = [str(writer) if part == Launch.READY_FD else part for part in launch.argv]
             self._process = await Process.spawn(
-                argv,
+                launch.arguments(writer),
                 env=env,
                 cwd=launch.cwd,
                 mark=mark,
@@ -367,6 +366,9 @@ class Runner:
         """Stop the process if it runs, see that nothing of it is left, give back what it held."""
         process, session = self._process, self._session
         if process is not None:
+            if self.exit is None and (self._watcher is None or self._watcher.done()):
+                # cancelled with every other task, as at the end of asyncio.run: somebody must see the exit
+                self._watcher = asyncio.create_task(self._watch(process), name=f"mlxsup watch {self.model.name}")
             number = getattr(signal, self.model.stop_signal) if self.model.stop_signal else self._engine.stop_signal
             reaped = await process.stop(number, self.model.stop_grace)
             left = await process.sweep()
