@@ -1,0 +1,93 @@
+# `make run` shows a picture, `make test` runs the tests; `make help` lists the rest. Needs Python 3.11 or later and nothing else.
+
+PYTHON ?= python3
+PROMPT ?= a red heart
+OUTPUT ?= heart.png
+JOBS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and f"mlxsup needs Python 3.11 or later, this is {sys.version.split()[0]}: make PYTHON=python3.12")
+
+# MLX's Linux wheel brings a reference BLAS; with OpenBLAS in front of it training is many times faster.
+OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0 /usr/lib/*/libopenblas.so.0 /usr/lib64/libopenblas.so.0))
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-real lint format types imports example bench train wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: $(VENV)/.installed-run ## make a picture: make run PROMPT="a yellow star" OUTPUT=star.png
+	$(BIN)/mlxsup run emoji "$(PROMPT)" --output "$(OUTPUT)"
+
+test: $(VENV)/.installed-dev ## all tests but the real engines': make test ARGS="-k config"
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+test-real: ## tests/real, with real engines and clients, in an environment of its own under build/
+	@if [ -z "$$(find tests/real -name 'test_*.py' 2>/dev/null)" ]; then echo "tests/real holds no test yet"; else $(MAKE) --no-print-directory run-real; fi
+
+.PHONY: run-real
+run-real: build/real/.installed
+	build/real/bin/python -m pytest $(ARGS) tests/real
+
+lint: $(VENV)/.installed-dev ## ruff: rules and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.installed-dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/.installed-dev ## mypy --strict on package and tests
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev ## which room may import which
+	$(BIN)/lint-imports
+
+example: $(VENV)/.installed-run ## write config.example.toml anew from the keys in the code
+	$(BIN)/python -c 'from mlxsup import config, engines; print(end=config.example(engines.KEYS))' > config.example.toml.new
+	mv config.example.toml.new config.example.toml
+
+bench: $(VENV)/.installed-dev ## the numbers that the README gives
+	$(BIN)/python -m tests.bench $(ARGS)
+
+train: $(VENV)/.installed-train ## train the model that ships, from nothing (long): ARGS are those of the trainer
+	$(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) $(BIN)/python -m mlxsup.imagegen.builtin.train $(ARGS)
+
+wheel: $(VENV)/.installed-dev ## build the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean: ## remove everything that was made here, the environments too
+	rm -rf $(VENV) build dist heart.png .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find mlxsup tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What is installed is stamped, and done again when pyproject.toml has changed.
+
+$(BIN)/python:
+	@$(PYTHON) -c '$(MIN_PYTHON)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-run: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable '.[imagegen]'
+	@touch $@
+
+# Groups of dependencies need pip 25.1, Python 3.11 and 3.12 come with an older one.
+$(VENV)/.installed-dev: $(VENV)/.installed-run
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	$(PIP) install --quiet --group dev
+	@touch $@
+
+$(VENV)/.installed-train: $(VENV)/.installed-dev
+	$(PIP) install --quiet --group train
+	@touch $@
+
+build/real/.installed: pyproject.toml
+	@$(PYTHON) -c '$(MIN_PYTHON)'
+	$(PYTHON) -m venv build/real
+	build/real/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	build/real/bin/python -m pip install --quiet --editable '.[imagegen,mlx-lm]' --group dev
+	@touch $@
