@@ -1,0 +1,110 @@
+"""Which file is read, and what is said of one that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxsup.config import files, read, server_url
+from mlxsup.engines import KEYS
+from mlxsup.errors import ConfigError
+
+
+@pytest.fixture
+def system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Stand in for /etc/mlxsup/config.toml, which is not there at first."""
+    file = tmp_path / "etc" / "config.toml"
+    file.parent.mkdir()
+    monkeypatch.setattr(files, "SYSTEM_FILE", file)
+    return file
+
+
+def write(file: Path, queue: int) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"scheduler.queue = {queue}\n")
+    return file
+
+
+def test_the_nearest_file_wins(system: Path, tmp_path: Path) -> None:
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    settings = read(None, KEYS, environ=environ)
+    assert settings.source == "built in"
+
+    write(system, 1)
+    settings = read(None, KEYS, environ=environ)
+    assert (settings.scheduler.queue, settings.source) == (1, str(system))
+
+    user = write(tmp_path / "xdg" / "mlxsup" / "config.toml", 2)
+    settings = read(None, KEYS, environ=environ)
+    assert (settings.scheduler.queue, settings.source) == (2, str(user))
+
+    environ["MLXSUP_CONFIG"] = str(write(tmp_path / "named.toml", 3))
+    assert read(None, KEYS, environ=environ).scheduler.queue == 3
+
+    assert read(write(tmp_path / "given.toml", 4), KEYS, environ=environ).scheduler.queue == 4
+    assert read(str(tmp_path / "given.toml"), KEYS, environ=environ).scheduler.queue == 4
+
+
+@pytest.mark.parametrize("base", ["", "relative"])
+def test_the_users_file_is_in_the_home_folder_unless_xdg_says_where(
+    system: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / ".config" / "mlxsup" / "config.toml", 5)
+    assert read(None, KEYS, environ={"XDG_CONFIG_HOME": base}).scheduler.queue == 5
+
+
+def test_a_tilde_in_the_name_of_the_file_is_filled_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "c.toml", 6)
+    assert read("~/c.toml", KEYS, environ={}).scheduler.queue == 6
+
+
+def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "no.toml"
+    with pytest.raises(ConfigError) as caught:
+        read(file, KEYS, environ={})
+    assert caught.value.problems == [f"{file}: cannot be read: No such file or directory"]
+    with pytest.raises(ConfigError, match=r"no.toml: cannot be read: .* \(\$MLXSUP_CONFIG names it\)"):
+        read(None, KEYS, environ={"MLXSUP_CONFIG": str(file)})
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read(tmp_path, KEYS, environ={})
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"[server]\nlisten = = 3\n", ":2:10: Invalid value"),
+        (b"[server", ":1:8: Expected ']'"),
+        (b'[server]\na = "x', ":2:7: "),
+        (b"a = 1\na = 2\n", ":2:6: Cannot overwrite a value"),
+        (b'[server]\nx = "\xff"', ":2:6: not UTF-8"),
+        (b"a = " + b"[" * 100_000, ": nested too deeply"),
+    ],
+)
+def test_bad_toml_is_an_error_with_file_line_and_column(tmp_path: Path, content: bytes, place: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read(file, KEYS, environ={})
+    assert caught.value.message.startswith(f"{file}{place}")
+    assert caught.value.problems == [caught.value.message]
+
+
+def test_problems_name_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("x = 1")
+    with pytest.raises(ConfigError) as caught:
+        read(file, KEYS, environ={})
+    assert caught.value.message == f"{file}: x: unknown key"
+    assert caught.value.problems == ["x: unknown key"]
+
+
+def test_the_url_of_the_daemon_comes_from_the_environment() -> None:
+    assert server_url({}) is None
+    assert server_url({"MLXSUP_URL": " "}) is None
+    assert server_url({"MLXSUP_URL": "http://box:1"}) == "http://box:1"
