@@ -303,6 +303,7 @@ class Registry:
             ENGINES[model.engine],
             generation,
             load_timeout=timeout,
+            overhead=self._settings.scheduler.overhead,
             guard=self._guard,
             addresses=self._addresses,
             notify=self._notice,
@@ -403,8 +404,10 @@ def _policy(model: ModelSettings, settings: Settings) -> Policy:
 def _memory(runner: Runner | None) -> MemoryReport:
     if runner is None:
         return MemoryReport()
-    used = DeviceMemory(measured=runner.memory if runner.pid > 0 else 0, peak=runner.peak_memory)
-    return MemoryReport(measured=used.measured, peak=used.peak, devices={HOST_DEVICE: used})
+    used = DeviceMemory(
+        estimated=runner.estimated_memory, measured=runner.memory if runner.pid > 0 else 0, peak=runner.peak_memory
+    )
+    return MemoryReport(estimated=used.estimated, measured=used.measured, peak=used.peak, devices={HOST_DEVICE: used})
 
 
 def _wall(monotonic: float | None) -> float | None:

@@ -14,9 +14,11 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from mlxsup import weights
 from mlxsup.config import ModelSettings
-from mlxsup.errors import NotSupported
+from mlxsup.errors import NotSupported, UnsupportedParameter
 from mlxsup.protocol import CompletionRequest
+from mlxsup.weights import Need, Weights
 
 Transport = Literal["unix", "tcp"]
 Ability = Literal["completion", "embedding", "tokenize", "detokenize"]
@@ -108,6 +110,31 @@ class Engine(abc.ABC):
             LoadFailed: the model's path cannot be what this engine reads.
         """
 
+    def need(self, model: ModelSettings) -> Need:
+        """Return the memory that the model's runner will take. Reads headers of files: called off the loop.
+
+        Raises:
+            UnreadableModel: its files do not tell; the message names the one at fault.
+        """
+        if model.memory is not None:
+            return weights.need(None, declared=int(model.memory))
+        try:
+            found = self.weigh(model)
+        except weights.UnreadableModel as error:
+            error.message += f"; or say what it needs: models.{model.name}.memory"
+            raise
+        return weights.need(found, working_set=self.working_set(model, found))
+
+    def weigh(self, model: ModelSettings) -> Weights:
+        """Return what the headers of the model's files tell."""
+        stores = {"ollama_store": weights.default_store(), "hf_cache": weights.default_cache()}
+        return weights.measure(model.path, **stores)
+
+    def working_set(self, model: ModelSettings, found: Weights) -> int:
+        """Return the bytes that work takes beside the tensors: by the rule of thumb for text, unless an engine knows better."""
+        del model
+        return weights.text_working_set(found)
+
     @abc.abstractmethod
     def transport(self, model: ModelSettings) -> Transport:
         """Say where this model's runner can listen; unix is preferred wherever it works."""
@@ -122,6 +149,18 @@ class Engine(abc.ABC):
         if status == 200:
             return Finding(Verdict.READY)
         return Finding(Verdict.LOADING, detail=f"health answered {status}")
+
+    def check_request(self, model: ModelSettings, request: CompletionRequest) -> None:
+        """Refuse a request before a runner sees it.
+
+        Raises:
+            UnsupportedParameter: it has fields that this engine cannot honour.
+            InvalidRequest: it asks for more than was reserved for the model.
+        """
+        del model
+        if fields := self.unsupported(request):
+            told = f"the {self.kind} engine cannot honour {', '.join(fields)}"
+            raise UnsupportedParameter(told, details={"fields": fields, "param": fields[0]})
 
     def unsupported(self, request: CompletionRequest) -> list[str]:
         """Name the fields of `request` that this engine cannot honour."""

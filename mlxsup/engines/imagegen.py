@@ -8,13 +8,17 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import msgspec
+
+from mlxsup import weights
 from mlxsup.config import ModelSettings
 from mlxsup.engines import wire
 from mlxsup.engines.base import Address, Engine, Finding, Launch, Transport
-from mlxsup.errors import EngineUnavailable, LoadFailed
+from mlxsup.errors import EngineUnavailable, InvalidRequest, LoadFailed
 from mlxsup.protocol import CompletionRequest
+from mlxsup.weights import Weights
 
 BUILTIN = frozenset({"builtin:emoji"})
 """The models that ship inside the package."""
@@ -23,6 +27,11 @@ _OPENBLAS = ("lib/*-linux-gnu/openblas-pthread/libopenblas.so.0", "lib64/libopen
 """Where Debian, Fedora and Arch keep the threaded OpenBLAS, below /usr."""
 
 _MEND = "install 'mlxsup[imagegen]'"
+_BUILTIN_FOLDER = Path(__file__).parents[1] / "imagegen" / "builtin"
+_BUILTIN_PIXELS = 4096 * 4096
+_BUILTIN_BYTES_PER_PIXEL = 12
+"""The emoji model computes at 32 x 32 and enlarges: RGB, its resized copy and the PNG of it."""
+_PIPELINE_PIXELS = 1024 * 1024
 _NEEDED = ("mlx.core", "PIL")
 _PROBE = """
 import importlib.util, sys
@@ -35,10 +44,22 @@ print(next((name.partition(".")[0] for name in sys.argv[1:] if not found(name)),
 """
 
 
+class ImagegenKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys of `engine = "imagegen"`."""
+
+    max_pixels: Annotated[
+        Annotated[int, msgspec.Meta(ge=1)] | None,
+        msgspec.Meta(
+            description="width x height that memory is reserved for; unset: the pipeline's", examples=[1048576]
+        ),
+    ] = None
+
+
 class ImagegenEngine(Engine):
     """MLX in a child process. On Linux it computes on the CPU, there with OpenBLAS where the system has it."""
 
     kind: ClassVar[str] = "imagegen"
+    keys: ClassVar[type[msgspec.Struct]] = ImagegenKeys
 
     def check(self, model: ModelSettings) -> None:
         """Refuse machines without MLX, and paths that are no model."""
@@ -74,9 +95,41 @@ class ImagegenEngine(Engine):
         """Read health as the wire has it."""
         return wire.read_health(status, body)
 
+    def weigh(self, model: ModelSettings) -> Weights:
+        """The models that ship are weighed in their folder."""
+        return weights.measure(str(_BUILTIN_FOLDER)) if model.path in BUILTIN else super().weigh(model)
+
+    def working_set(self, model: ModelSettings, found: Weights) -> int:
+        """What the largest picture takes that may be asked for."""
+        del found
+        if model.path in BUILTIN:
+            return max_pixels(model) * _BUILTIN_BYTES_PER_PIXEL
+        return weights.image_working_set(max_pixels(model), 1)
+
+    def check_request(self, model: ModelSettings, request: CompletionRequest) -> None:
+        """Refuse pictures larger than memory was reserved for."""
+        super().check_request(model, request)
+        pixels = (request.width or request.height or 0) * (request.height or request.width or 0)
+        if pixels > max_pixels(model):
+            told = (
+                f"{request.width} x {request.height} is more than the {max_pixels(model)} pixels memory is reserved for"
+            )
+            raise InvalidRequest(
+                f"{told}; the key is models.{model.name}.max_pixels",
+                details={"param": "width", "key": f"models.{model.name}.max_pixels"},
+            )
+
     def unsupported(self, request: CompletionRequest) -> list[str]:
         """Sampling options of text models mean nothing to an image runner."""
         return [field for field in request.fields_in_use() if field.startswith("options.")]
+
+
+def max_pixels(model: ModelSettings) -> int:
+    """Return the width x height that is reserved for: as configured, else the pipeline's own size squared."""
+    options = model.options
+    if isinstance(options, ImagegenKeys) and options.max_pixels is not None:
+        return options.max_pixels
+    return _BUILTIN_PIXELS if model.path in BUILTIN else _PIPELINE_PIXELS
 
 
 def _unavailable(model: ModelSettings, why: str) -> EngineUnavailable:

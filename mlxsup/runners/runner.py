@@ -15,9 +15,10 @@ import aiohttp
 import anyio
 import msgspec
 
+from mlxsup import host
 from mlxsup.config import ModelSettings
 from mlxsup.engines import Address, Engine, Launch
-from mlxsup.errors import BadAnswer, LoadFailed, MlxsupError, RunnerDied, Unloaded, UnsupportedParameter
+from mlxsup.errors import BadAnswer, DoesNotFit, LoadFailed, MlxsupError, RunnerDied, Unloaded
 from mlxsup.protocol import CompletionRequest
 from mlxsup.runners import environment
 from mlxsup.runners.addresses import AddressBook
@@ -93,6 +94,7 @@ class Runner:
         generation: int,
         *,
         load_timeout: float,
+        overhead: int,
         guard: Guard,
         addresses: AddressBook,
         notify: Callable[[Notice], None],
@@ -103,10 +105,12 @@ class Runner:
         self.started = time.monotonic()
         self.exit: ExitRecord | None = None
         self.pulse = Pulse()
+        self.estimated_memory = 0
         self.memory = 0
         self.peak_memory = 0
         self._engine = engine
         self._load_timeout = load_timeout
+        self._overhead = overhead
         self._guard = guard
         self._addresses = addresses
         self._notify = notify
@@ -177,10 +181,7 @@ class Runner:
             RunnerDied, RunnerError, BadAnswer, Stalled: as the runner behaves.
         """
         self._engine.require("completion")
-        if fields := self._engine.unsupported(request):
-            raise UnsupportedParameter(
-                f"the {self._engine.kind} engine cannot honour {', '.join(fields)}", details={"fields": fields}
-            )
+        self._engine.check_request(self.model, request)
         if self._session is None or self.address is None or self.exit is not None:
             raise await self.blame("it is not there any more")
         limits = Limits(first_chunk=self.model.first_chunk_timeout, silence=self.model.silence_timeout)
@@ -269,7 +270,7 @@ class Runner:
         await ending
 
     async def _load(self) -> None:
-        await race(asyncio.to_thread(self._engine.check, self.model), self._interrupted)
+        await race(asyncio.to_thread(self._admit), self._interrupted)
         why = ""
         for attempt in range(1, ADDRESS_TRIES + 1):
             self._readiness = None
@@ -295,6 +296,19 @@ class Runner:
             f"{self.model.name}: {why}, {ADDRESS_TRIES} times in a row",
             details={"model": self.model.name, "stage": "address", "last_words": self.last_words()},
         )
+
+    def _admit(self) -> None:
+        """Refuse what cannot run or fit here, before anything is spawned. Blocks: called off the loop."""
+        self._engine.check(self.model)
+        need = self._engine.need(self.model)
+        self.estimated_memory = need.total
+        device = host.home()
+        try:
+            host.fits(need.total, device.emptied(), self._overhead)
+        except DoesNotFit as error:
+            error.details |= {"permanent": True, "model": self.model.name}
+            raise
+        host.fits(need.total, device, self._overhead)
 
     async def _try_load(self) -> None:
         with self._addresses.place(self.model.name, self._engine.transport(self.model)) as place:

@@ -86,7 +86,7 @@ def fake_runner(
     where = ["--socket", "{socket}"] if address == "unix" else ["--port", "{port}"]
     ready = ["--ready-fd", "{ready_fd}"] if announce else []
     command = [sys.executable, "-I", "-S", _PROGRAM, *where, *ready, "--model", "{model}", "--scenario", told]
-    return {"engine": "command", "dialect": "completion", "command": command, **keys}
+    return {"engine": "command", "dialect": "completion", "command": command, "memory": "64MiB", **keys}
 
 
 def picture(size: int) -> bytes:

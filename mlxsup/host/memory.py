@@ -1,0 +1,73 @@
+"""The devices of this machine, and its RAM: as /proc tells it, within the limits of control groups; by psutil on macOS.
+
+Everything here reads files or asks drivers: call it off the loop.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+from mlxsup.host import gpu_metal, gpu_nvidia
+from mlxsup.host.cgroups import limits
+from mlxsup.host.device import MINIMUM, Device, Found
+
+_LINE = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
+_CPU: Final = "cpu"
+
+
+def devices(*, platform: str = sys.platform, root: Path = Path("/")) -> Found:
+    """Return the devices of this machine: its NVIDIA cards first, or Metal, then "cpu".
+
+    On Apple silicon RAM and GPU memory are one, so Metal stands for both and there is no "cpu" beside it.
+
+    Args:
+        platform: as in `sys.platform`, for tests.
+        root: where /proc, /sys and /dev are looked for, for tests.
+    """
+    found = ram(root=root)
+    if platform == "darwin":
+        metal = gpu_metal.find(available=found.devices[0].free)
+        return metal if metal.devices else metal + found
+    return gpu_nvidia.find(root=root) + found
+
+
+def home() -> Device:
+    """Return the device of a runner that names none: Metal on a Mac that has it, else the RAM."""
+    return devices().devices[0] if sys.platform == "darwin" else ram().devices[0]
+
+
+def ram(*, root: Path = Path("/")) -> Found:
+    """Return the RAM as the device "cpu".
+
+    Its total is the machine's or the smallest limit of a control group above us; free is what the kernel calls available, or
+    less where a group has less left.
+
+    Args:
+        root: where /proc and /sys are looked for, for tests.
+    """
+    try:
+        facts = {name: 1024 * int(size) for name, size in _LINE.findall((root / "proc/meminfo").read_text("ascii"))}
+    except OSError:
+        return Found((_by_psutil(),))
+    if "MemTotal" not in facts:
+        return Found((_by_psutil(),), (f"{root / 'proc/meminfo'}: no MemTotal in it",))
+    groups, reasons = limits(root)
+    total, free = facts["MemTotal"], facts.get("MemAvailable", facts.get("MemFree", 0))
+    for group in groups:
+        total = min(total, group.limit)
+        free = min(free, max(0, group.limit - group.used))
+    return Found((_ram(total, free),), tuple(reasons))
+
+
+def _by_psutil() -> Device:
+    import psutil  # 20 ms that Linux does not need
+
+    found = psutil.virtual_memory()
+    return _ram(found.total, found.available)
+
+
+def _ram(total: int, free: int) -> Device:
+    return Device(name=_CPU, kind="cpu", total=total, minimum=MINIMUM["cpu"], free=min(free, total))

@@ -1,0 +1,168 @@
+"""NVIDIA cards at the seam: a scripted library in the place of NVML. No machine with a card is at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlxsup.host import Found, devices, gpu_nvidia
+from mlxsup.host.gpu_nvidia import NoAnswerError, find, free, used_by_process
+
+from .trees import GIB, MIB, machine
+
+
+class ScriptedError(Exception):
+    """What the real library raises."""
+
+
+class Script:
+    """A library that answers as told, and notes that it is closed as often as it is opened."""
+
+    NVMLError: type[Exception] = ScriptedError
+
+    def __init__(self, *cards: dict[str, Any], fails: str = "") -> None:
+        self.cards = cards
+        self.fails = fails
+        self.open = 0
+
+    def _may(self, step: str) -> None:
+        if step == self.fails:
+            raise ScriptedError(f"{step} failed")
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        self._may("init")
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+        self._may("shutdown")
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        self._may("count")
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int, /) -> dict[str, Any]:  # noqa: N802
+        self._may(f"handle {index}")
+        if index >= len(self.cards):
+            raise ScriptedError("Invalid Argument")
+        return self.cards[index]
+
+    def nvmlDeviceGetName(self, handle: dict[str, Any], /) -> str | bytes:  # noqa: N802
+        name: str | bytes = handle.get("name", "NVIDIA L4")
+        return name
+
+    def nvmlDeviceGetMemoryInfo(self, handle: dict[str, Any], /) -> Any:  # noqa: N802
+        self._may("memory")
+        return SimpleNamespace(total=handle["total"], free=handle["free"], used=handle["total"] - handle["free"])
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: dict[str, Any], /) -> list[Any]:  # noqa: N802
+        self._may("processes")
+        return list(handle.get("computing", []))
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: dict[str, Any], /) -> list[Any]:  # noqa: N802
+        return list(handle.get("drawing", []))
+
+
+def process(pid: int, used: int | None) -> Any:
+    return SimpleNamespace(pid=pid, usedGpuMemory=used)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A machine with a driver for cards."""
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/nvidiactl").touch()
+    return machine(tmp_path)
+
+
+def test_cards_are_devices(root: Path) -> None:
+    script = Script({"total": 24 * GIB, "free": 20 * GIB}, {"total": 8 * GIB, "free": GIB, "name": b"Tesla\xff"})
+
+    found = find(root=root, load=lambda: script)
+
+    assert found.reasons == ()
+    assert [(one.name, one.kind, one.total, one.minimum, one.free, one.description) for one in found.devices] == [
+        ("cuda:0", "cuda", 24 * GIB, 457 * MIB, 20 * GIB, "NVIDIA L4"),
+        ("cuda:1", "cuda", 8 * GIB, 457 * MIB, GIB, "Tesla\ufffd"),
+    ]
+    assert script.open == 0
+
+
+def test_nothing_is_imported_where_there_is_no_sign_of_a_card(tmp_path: Path) -> None:
+    def load() -> Script:
+        raise AssertionError("imported")
+
+    assert find(root=tmp_path, load=load) == Found()
+
+
+@pytest.mark.parametrize("step", ["init", "count"])
+def test_a_library_that_fails_is_a_reason_and_no_device(root: Path, step: str) -> None:
+    script = Script({"total": GIB, "free": GIB}, fails=step)
+
+    found = find(root=root, load=lambda: script)
+
+    assert (found.devices, found.reasons) == ((), (f"no NVIDIA cards: {step} failed",))
+    assert script.open == 0
+
+
+def test_a_card_that_fails_is_left_out_alone(root: Path) -> None:
+    script = Script({"total": GIB, "free": GIB}, {"total": GIB, "free": GIB}, fails="handle 0")
+
+    found = find(root=root, load=lambda: script)
+
+    assert [device.name for device in found.devices] == ["cuda:1"]
+    assert found.reasons == ("cuda:0 left out: handle 0 failed",)
+    assert find(root=root, load=lambda: Script({"total": 1, "free": 1}, fails="shutdown")).devices[0].total == 1
+
+
+def test_processes_are_told_with_what_they_hold() -> None:
+    script = Script(
+        {
+            "total": GIB,
+            "free": GIB,
+            "computing": [process(1, 100), process(2, None), process(3, 30)],
+            "drawing": [process(1, 100), process(4, 40)],
+        }
+    )
+
+    assert used_by_process("cuda:0", load=lambda: script) == {1: 100, 3: 30, 4: 40}
+    assert free("cuda:0", load=lambda: script) == GIB
+    assert script.open == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("cuda:7", "Invalid Argument"), ("cpu", "no NVIDIA card"), ("cuda:x", "no NVIDIA card")]
+)
+def test_a_card_that_is_not_there_is_an_error(name: str, why: str) -> None:
+    script = Script({"total": GIB, "free": GIB})
+    for ask in (used_by_process, free):
+        with pytest.raises(NoAnswerError, match=why):
+            ask(name, load=lambda: script)
+    assert script.open == 0
+
+
+def test_a_missing_library_is_a_reason_that_says_what_to_install(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+
+    assert find(root=root).reasons == (
+        "no NVIDIA cards: nvidia-ml-py is not installed; mend: pip install 'mlxsup[nvidia]'",
+    )
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("pynvml"), reason="nvidia-ml-py is not installed")
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a card")
+def test_the_real_library_without_a_driver_is_a_reason(root: Path) -> None:
+    assert find(root=root).reasons == ("no NVIDIA cards: NVML Shared Library Not Found",)
+
+
+def test_cards_come_before_the_ram(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_nvidia, "_import", lambda: Script({"total": GIB, "free": GIB}))
+
+    assert [device.name for device in devices(platform="linux", root=root).devices] == ["cuda:0", "cpu"]
