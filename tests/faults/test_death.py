@@ -17,8 +17,6 @@ from mlxsup.testing import Gate, fake_runner
 
 from .house import LIMIT, Record, alive, collect, kill, report, state_is, supervisor, until, words
 
-pytestmark = pytest.mark.anyio
-
 ADDRESSES = pytest.mark.parametrize("address", ["unix", "tcp"])
 NOTICED = 1.0
 """Seconds within which a death must show, with room for a busy machine; the figure itself is 0.1."""
@@ -143,7 +141,7 @@ async def test_every_waiter_gets_the_cause_and_no_retry_storm_follows(tmp_path: 
 
 
 async def test_program_that_is_not_there() -> None:
-    entry = {"engine": "command", "command": ["/nowhere/runner", "{port}"]}
+    entry = {"engine": "command", "memory": "1MiB", "command": ["/nowhere/runner", "{port}"]}
     async with supervisor(m=entry) as sup:
         with anyio.fail_after(LIMIT), pytest.raises(EngineUnavailable, match="/nowhere/runner") as caught:
             await collect(sup)
@@ -154,7 +152,7 @@ async def test_program_that_is_not_there() -> None:
 async def test_program_that_is_not_executable(tmp_path: Path) -> None:
     program = tmp_path / "runner"
     program.write_text("#!/bin/sh\n")
-    async with supervisor(m={"engine": "command", "command": [str(program), "{port}"]}) as sup:
+    async with supervisor(m={"engine": "command", "memory": "1MiB", "command": [str(program), "{port}"]}) as sup:
         with anyio.fail_after(LIMIT), pytest.raises(EngineUnavailable, match="not executable") as caught:
             await collect(sup)
         assert caught.value.permanent
@@ -165,7 +163,7 @@ async def test_program_for_another_machine(tmp_path: Path, content: bytes) -> No
     program = tmp_path / "runner"
     program.write_bytes(content)
     program.chmod(0o700)
-    async with supervisor(m={"engine": "command", "command": [str(program), "{port}"]}) as sup:
+    async with supervisor(m={"engine": "command", "memory": "1MiB", "command": [str(program), "{port}"]}) as sup:
         with anyio.fail_after(LIMIT), pytest.raises(LoadFailed):
             await collect(sup)
         assert report(sup).pid == -1

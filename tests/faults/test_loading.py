@@ -14,8 +14,6 @@ from mlxsup.testing import Gate, fake_runner
 
 from .house import LIMIT, Record, alive, collect, report, state_is, supervisor, until, words
 
-pytestmark = pytest.mark.anyio
-
 
 @pytest.mark.parametrize("address", ["unix", "tcp"])
 async def test_loading_for_ever_times_out_with_stage_and_last_words(address: Any) -> None:

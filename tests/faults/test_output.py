@@ -10,8 +10,6 @@ from mlxsup.testing import fake_runner
 
 from .house import LoopLag, collect, kill, report, rss, state_is, supervisor, words
 
-pytestmark = pytest.mark.anyio
-
 MIB = 1 << 20
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import anyio
-import pytest
 
 from mlxsup.testing import Gate
 
 from .scripted import Scripted
-
-pytestmark = pytest.mark.anyio
 
 
 async def test_gate_names_the_phase_and_lets_go() -> None:

@@ -1,0 +1,214 @@
+"""The image engine: refused before anything is spawned where it cannot run, and launched as its runner wants it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxsup.config import ModelSettings, parse
+from mlxsup.engines import ENGINES, KEYS, Address, Engine, Launch
+from mlxsup.engines import imagegen as imagegen_module
+from mlxsup.errors import EngineUnavailable, LoadFailed, NotSupported
+from mlxsup.protocol import CompletionRequest, Options
+
+ENGINE: Engine = ENGINES["imagegen"]
+
+
+def model(path: str = "builtin:emoji", **keys: Any) -> ModelSettings:
+    return parse({"models": {"pic": {"engine": "imagegen", "path": path, **keys}}}, KEYS).models["pic"]
+
+
+def interpreter(folder: Path, *packages: str) -> str:
+    """An interpreter in which only these packages can be imported."""
+    hidden = [name for name in ("mlx", "PIL", "mlxsup") if name not in packages]
+    path = folder / "python"
+    block = folder / "site"
+    block.mkdir(exist_ok=True)
+    (block / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {hidden!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={block}:{Path(__file__).parents[2]} exec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+class TestCheck:
+    @pytest.fixture(autouse=True)
+    def with_mlx(self) -> None:
+        if not importlib.util.find_spec("mlx"):
+            pytest.skip("needs the extra imagegen")
+
+    def test_what_ships_is_fine_here(self) -> None:
+        ENGINE.check(model())
+
+    def test_a_folder_may_be_a_model(self, tmp_path: Path) -> None:
+        ENGINE.check(model(str(tmp_path)))
+
+    @pytest.mark.parametrize("path", ["", "builtin:none", "/nowhere/model", __file__])
+    def test_a_path_that_is_no_model(self, path: str) -> None:
+        with pytest.raises(LoadFailed) as caught:
+            ENGINE.check(model(path))
+        assert caught.value.permanent
+        assert (path or "(no path)") in caught.value.message
+        assert "builtin:emoji" in caught.value.message
+
+    def test_it_does_not_load_mlx_into_this_process(self) -> None:
+        code = (
+            "import sys\n"
+            "from mlxsup.config import built_in\n"
+            "from mlxsup.engines import ENGINES, KEYS\n"
+            "ENGINES['imagegen'].check(built_in(KEYS).models['emoji'])\n"
+            "print([name for name in sys.modules if name.startswith('mlx.') or name == 'PIL.Image'])\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+
+class TestPlatform:
+    @pytest.mark.parametrize("machine", ["x86_64", "i386"])
+    def test_a_mac_without_apple_silicon(self, monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+        with pytest.raises(EngineUnavailable) as caught:
+            ENGINE.check(model())
+        assert "arm64" in caught.value.message
+        assert machine in caught.value.message
+        assert caught.value.permanent
+
+    def test_a_mac_with_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        monkeypatch.setattr(platform, "machine", lambda: "arm64")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        ENGINE.check(model())
+
+    @pytest.mark.parametrize("missing", ["mlx", "PIL"])
+    def test_without_mlx(self, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(missing) else object())
+        with pytest.raises(EngineUnavailable) as caught:
+            ENGINE.check(model())
+        assert missing in caught.value.message
+        assert "pip install 'mlxsup[imagegen]'" in caught.value.message
+        assert caught.value.permanent
+        assert caught.value.details["cause"] == "missing_library"
+
+    def test_without_the_package_above_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def missing(name: str) -> object:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+        monkeypatch.setattr(importlib.util, "find_spec", missing)
+        with pytest.raises(EngineUnavailable, match="mlx is not importable"):
+            ENGINE.check(model())
+
+
+class TestAnotherInterpreter:
+    def test_with_all_it_needs(self, tmp_path: Path) -> None:
+        if not importlib.util.find_spec("mlx"):
+            pytest.skip("needs the extra imagegen")
+        ENGINE.check(model(python=interpreter(tmp_path, "mlx", "PIL", "mlxsup")))
+
+    @pytest.mark.parametrize("missing", ["mlx", "PIL", "mlxsup"])
+    def test_without_something(self, tmp_path: Path, missing: str) -> None:
+        """Its runner is a part of this package, so that must be there as well."""
+        there = interpreter(tmp_path, *{"mlx", "PIL", "mlxsup"} - {missing})
+        with pytest.raises(EngineUnavailable) as caught:
+            ENGINE.check(model(python=there))
+        assert f"{missing} is not importable" in caught.value.message
+        assert there in caught.value.message, "it does not say where"
+
+    def test_that_is_not_there(self) -> None:
+        with pytest.raises(EngineUnavailable) as caught:
+            ENGINE.check(model(python="/nowhere/bin/python"))
+        assert "/nowhere/bin/python" in caught.value.message
+        assert caught.value.permanent
+
+    def test_that_is_no_interpreter(self, tmp_path: Path) -> None:
+        text = tmp_path / "text"
+        text.write_text("hello")
+        with pytest.raises(EngineUnavailable) as caught:
+            ENGINE.check(model(python=str(text)))
+        assert str(text) in caught.value.message
+
+
+class TestLaunch:
+    def test_on_a_socket(self) -> None:
+        launch = ENGINE.launch(model(), Address(socket="/run/x/1.sock"))
+        assert launch.argv == (
+            *(sys.executable, "-m", "mlxsup.imagegen", "--imagegen-engine", "--model", "builtin:emoji"),
+            *("--socket", "/run/x/1.sock", "--ready-fd", Launch.READY_FD),
+        )
+        assert launch.wants_ready_fd
+
+    def test_on_a_port(self) -> None:
+        argv = ENGINE.launch(model(), Address(port=4711)).argv
+        assert argv[argv.index("--port") + 1] == "4711"
+        assert "--socket" not in argv
+
+    def test_it_prefers_a_socket(self) -> None:
+        assert ENGINE.transport(model()) == "unix"
+
+    def test_in_another_interpreter(self) -> None:
+        assert ENGINE.launch(model(python="/opt/venv/bin/python"), Address(port=1)).argv[0] == "/opt/venv/bin/python"
+
+    def test_odd_paths_stay_one_argument(self) -> None:
+        argv = ENGINE.launch(model("/models/a b; rm -rf $HOME"), Address(port=1)).argv
+        assert argv[argv.index("--model") + 1] == "/models/a b; rm -rf $HOME"
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="MLX on the CPU")
+    def test_on_linux_without_the_compiler_and_with_openblas_if_there_is_one(self) -> None:
+        env = ENGINE.launch(model(), Address(port=1)).env
+        assert env["MLX_DISABLE_COMPILE"] == "1"
+        assert all(Path(path).exists() for path in filter(None, env.get("LD_PRELOAD", "").split(os.pathsep)))
+
+    def test_on_a_mac_as_it_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "platform", "darwin")
+        imagegen_module._cpu_environment.cache_clear()
+        try:
+            assert ENGINE.launch(model(), Address(port=1)).env == {}
+        finally:
+            imagegen_module._cpu_environment.cache_clear()
+
+    def test_mlx_libraries_come_first_the_base_before_its_back_ends(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for name in ("lib", "lib/mlx_cuda", "lib/mlx_cpu", "lib/cmake"):
+            (tmp_path / name).mkdir()
+
+        class Spec:
+            submodule_search_locations = (str(tmp_path), "/nowhere/mlx")
+
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec)
+        found = ENGINE.launch(model(), Address(port=1)).library_dirs
+        assert found == tuple(str(tmp_path / name) for name in ("lib", "lib/mlx_cpu", "lib/mlx_cuda"))
+
+
+class TestAbilities:
+    def test_pictures_only(self) -> None:
+        ENGINE.require("completion")
+        for ability in ("embedding", "tokenize", "detokenize"):
+            with pytest.raises(NotSupported) as caught:
+                ENGINE.require(ability)  # type: ignore[arg-type]
+            assert caught.value.status == 501
+            assert ability in caught.value.message
+
+    def test_sampling_of_text_means_nothing_to_it(self) -> None:
+        request = CompletionRequest(prompt="p", width=64, options=Options(top_k=3, stop=["x"]))
+        assert ENGINE.unsupported(request) == ["options.top_k", "options.stop"]
+
+    def test_what_pictures_need_does(self) -> None:
+        request = CompletionRequest(
+            prompt="p", negative_prompt="n", guidance=2.0, width=64, height=64, steps=4, seed=1, images=[b"x"]
+        )
+        assert ENGINE.unsupported(request) == []
+        assert ENGINE.unsupported(CompletionRequest(prompt="p", options=Options())) == []

@@ -1,0 +1,155 @@
+"""Of all that a runner wrote, the one line that says why it died, and what kind of death that was."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import get_args
+
+import pytest
+
+from mlxsup.runners.output import Cause, Diagnosis
+
+from .samples import CHAINED, NOISE, SAMPLES, TRACEBACKS
+
+
+def diagnosed(text: str) -> Diagnosis:
+    diagnosis = Diagnosis()
+    for line in text.splitlines():
+        diagnosis.read(line)
+    return diagnosis
+
+
+@pytest.mark.parametrize(("cause", "text", "line"), SAMPLES.values(), ids=SAMPLES)
+def test_what_programs_really_write(cause: Cause, text: str, line: str) -> None:
+    diagnosis = diagnosed(text)
+    assert (diagnosis.cause, diagnosis.line) == (cause, line)
+
+
+@pytest.mark.parametrize(("cause", "text", "line"), SAMPLES.values(), ids=SAMPLES)
+@pytest.mark.parametrize("noise", NOISE)
+def test_noise_after_it_changes_nothing(cause: Cause, text: str, line: str, noise: str) -> None:
+    diagnosis = diagnosed(f"{text}\n{noise}")
+    assert (diagnosis.cause, diagnosis.line) == (cause, line)
+
+
+@pytest.mark.parametrize(("cause", "text", "line"), SAMPLES.values(), ids=SAMPLES)
+def test_it_is_logged_as_an_error(cause: Cause, text: str, line: str) -> None:
+    diagnosis = Diagnosis()
+    errors = [told.strip() for told in text.splitlines() if diagnosis.read(told)]
+    assert line in errors
+
+
+@pytest.mark.parametrize(("text", "line"), TRACEBACKS.values(), ids=TRACEBACKS)
+def test_of_a_traceback_the_line_with_the_exception(text: str, line: str) -> None:
+    diagnosis = diagnosed(text)
+    assert (diagnosis.cause, diagnosis.line) == ("traceback", line)
+
+
+@pytest.mark.parametrize(("text", "line"), TRACEBACKS.values(), ids=TRACEBACKS)
+@pytest.mark.parametrize("noise", NOISE)
+def test_noise_after_a_traceback_changes_nothing(text: str, line: str, noise: str) -> None:
+    assert diagnosed(f"{text}\n{noise}").line == line
+
+
+@pytest.mark.parametrize(("cause", "text", "line"), CHAINED.values(), ids=CHAINED)
+def test_of_chained_tracebacks_the_last_of_the_gravest(cause: Cause, text: str, line: str) -> None:
+    diagnosis = diagnosed(text)
+    assert (diagnosis.cause, diagnosis.line) == (cause, line)
+
+
+def test_all_lines_of_a_traceback_are_logged_as_errors_and_what_follows_is_not() -> None:
+    text, _ = TRACEBACKS["plain"]
+    diagnosis = Diagnosis()
+    assert [diagnosis.read(line) for line in text.splitlines()] == [True] * len(text.splitlines())
+    assert not diagnosis.read("serving on port 8080")
+
+
+@pytest.mark.parametrize("error", ["Worker.<locals>.Broken: no", "module.Class.<lambda>.Oops: no", "KeyboardInterrupt"])
+def test_a_traceback_ends_with_any_name_an_exception_can_have(error: str) -> None:
+    diagnosis = diagnosed(f'Traceback (most recent call last):\n  File "x.py", line 1, in f\n    f()\n{error}')
+    assert diagnosis.line == error
+    assert not diagnosis.read("serving on port 8080")
+
+
+def test_code_in_a_traceback_is_no_error_of_its_own() -> None:
+    diagnosis = diagnosed(
+        "Traceback (most recent call last):\n"
+        '  File "load.py", line 7, in load\n'
+        '    raise ValueError("no") from MemoryError("out of memory")\n'
+        "ValueError: no"
+    )
+    assert (diagnosis.cause, diagnosis.line) == ("traceback", "ValueError: no")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "error: unexpected argument '--prot' found",
+        "Error: no such option: --prot",
+        "runner.py: error: the following arguments are required: --model",
+        "2026-11-22 13:00:00,123 ERROR root: cannot read the tokenizer",
+        "[2026-11-22 13:00:00] [error] cannot read the tokenizer",
+        "[ERROR] cannot read the tokenizer",
+        "ERROR:    Application startup failed. Exiting.",
+        "E1122 fatal: weights are damaged",
+        "load failed: weights are damaged",
+        "CRITICAL:root:weights are damaged",
+    ],
+)
+def test_lines_that_call_themselves_errors(line: str) -> None:
+    diagnosis = Diagnosis()
+    assert diagnosis.read(line)
+    assert not diagnosis.read("bye")
+    assert (diagnosis.cause, diagnosis.line) == ("error", line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "INFO: loaded 291 tensors",
+        "Fetching 12 files: 100%|##########| 12/12 [00:00<00:00, 100.0it/s]",
+        "listening on 127.0.0.1:8080",
+        "memory: 1.2 GiB of 16 GiB in use",
+        "opening model.safetensors",
+        '127.0.0.1 - - [22/Nov/2026 13:00:00] "GET /health HTTP/1.1" 503 -',
+        "",
+    ],
+)
+def test_lines_that_are_no_errors(line: str) -> None:
+    diagnosis = Diagnosis()
+    assert not diagnosis.read(line)
+    assert diagnosis.cause == "unknown"
+
+
+def test_without_an_error_the_last_line_that_is_not_empty() -> None:
+    assert diagnosed("one\n  two  \n\n   \n").line == "two"
+
+
+def test_nothing_written_is_nothing_told() -> None:
+    assert (Diagnosis().line, Diagnosis().cause) == ("", "unknown")
+
+
+GRAVEST_FIRST: dict[Cause, str] = {
+    "out_of_memory": "CUDA out of memory",
+    "missing_library": "ImportError: no libmlx.so",
+    "missing_file": "no such file or directory: model.gguf",
+    "port_in_use": "bind: address already in use",
+    "gpu_timeout": "Caused GPU Timeout Error",
+    "panic": "fatal error: stack overflow",
+    "error": "error: it does not work",
+}
+
+
+@pytest.mark.parametrize(("grave", "slight"), list(combinations(GRAVEST_FIRST, 2)))
+def test_the_graver_wins_wherever_it_stands(grave: Cause, slight: Cause) -> None:
+    for text in ((grave, slight), (slight, grave)):
+        diagnosis = diagnosed("\n".join(GRAVEST_FIRST[cause] for cause in text))
+        assert (diagnosis.cause, diagnosis.line) == (grave, GRAVEST_FIRST[grave])
+
+
+def test_of_two_of_a_kind_the_later_wins() -> None:
+    assert diagnosed("error: first\nerror: second\nbye").line == "error: second"
+
+
+def test_every_cause_but_these_is_shown_by_a_sample() -> None:
+    assert set(get_args(Cause)) - {cause for cause, _, _ in SAMPLES.values()} == {"traceback", "error", "unknown"}

@@ -1,0 +1,123 @@
+"""A runner that lives and does nothing is found out; one that works hard and says little is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import anyio
+import pytest
+
+from mlxsup.runners import liveness
+from mlxsup.runners.liveness import MISSES, Patience, Pulse, wedged
+
+from .children import LIMIT
+
+QUICK = Patience(interval=0.001, first_chunk=600, silence=60)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(liveness, "time", found)
+    return found
+
+
+class Probes:
+    """Answers as it is told; the last answer is given for ever, each probe takes so many seconds of the clock."""
+
+    def __init__(self, clock: Clock, *answers: bool, seconds: float = 2) -> None:
+        self.asked = 0
+        self._clock = clock
+        self._seconds = seconds
+        self._answers = itertools.chain(answers, itertools.repeat(answers[-1]))
+        self.reached = asyncio.Event()
+        self.limit = 50
+
+    async def __call__(self) -> bool:
+        self.asked += 1
+        self._clock.now += self._seconds
+        if self.asked >= self.limit:
+            self.reached.set()
+        return next(self._answers)
+
+
+async def reason(pulse: Pulse, probes: Probes, patience: Patience = QUICK) -> str:
+    with anyio.fail_after(LIMIT):
+        return await wedged(pulse, patience, probes)
+
+
+async def left_alone(pulse: Pulse, probes: Probes, patience: Patience = QUICK) -> bool:
+    """Whether nothing is found in fifty probes."""
+    watching = asyncio.create_task(wedged(pulse, patience, probes))
+    reached = asyncio.create_task(probes.reached.wait())
+    with anyio.fail_after(LIMIT):
+        await asyncio.wait({watching, reached}, return_when=asyncio.FIRST_COMPLETED)
+    found = not watching.done()
+    for task in (watching, reached):
+        task.cancel()
+    await asyncio.wait({watching, reached})
+    return found
+
+
+async def test_an_idle_one_after_three_probes_without_an_answer(clock: Clock) -> None:
+    probes = Probes(clock, True, True, False)
+    assert "3 probes" in await reason(Pulse(), probes)
+    assert probes.asked == 2 + MISSES == 5
+
+
+async def test_they_must_be_in_a_row(clock: Clock) -> None:
+    assert await left_alone(Pulse(), Probes(clock, *([False, False, True] * 20)))
+
+
+async def test_one_that_answers_is_left_alone(clock: Clock) -> None:
+    assert await left_alone(Pulse(), Probes(clock, True))
+
+
+async def test_one_at_work_is_given_as_long_as_an_answer_may_be_silent(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.users = 1
+    probes = Probes(clock, False, seconds=2)
+    assert "silent for 62 s" in await reason(pulse, probes)
+    assert probes.asked == 31
+
+
+async def test_a_long_prefill_is_left_alone(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.users = pulse.waiting = 1
+    assert await left_alone(pulse, Probes(clock, False, seconds=10))  # 500 s in all
+
+
+async def test_but_not_longer_than_its_first_chunk_may_take(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.users = pulse.waiting = 1
+    assert await reason(pulse, Probes(clock, False, seconds=50))
+    assert clock.now - 1000 >= 600
+
+
+async def test_one_that_sends_something_is_left_alone_though_it_answers_no_probe(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.users = 1
+
+    class Busy(Probes):
+        async def __call__(self) -> bool:
+            pulse.beat()
+            return await super().__call__()
+
+    assert await left_alone(pulse, Busy(clock, False, seconds=50))
+
+
+async def test_probes_go_on_while_it_is_suspect(clock: Clock) -> None:
+    """What is silent and misses probes may come back."""
+    pulse = Pulse()
+    pulse.users = 1
+    answers = [False] * 20 + [True]
+    assert await left_alone(pulse, Probes(clock, *answers, seconds=2.5))
