@@ -15,22 +15,20 @@ from cyclopts import Parameter
 from mlxsup import config as configuration
 from mlxsup import weights
 from mlxsup.cli.options import Config, Json
-from mlxsup.config import rounded_size
-from mlxsup.engines import KEYS
+from mlxsup.config import ModelSettings, rounded_size
+from mlxsup.engines import ENGINES, KEYS
 from mlxsup.errors import InvalidRequest, ModelNotFound
 from mlxsup.weights import Need, Weights
 
-_BUILTIN: Final = "builtin:"
-_BUILTIN_FOLDER: Final = Path(__file__).parents[1] / "imagegen" / "builtin"
 _SIDES = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _MOST_LINES: Final = 40
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """What `--json` prints."""
+    """What `--json` prints; `weights` is null for a model whose memory is declared and that has no path."""
 
     need: Need
-    weights: Weights
+    weights: Weights | None
 
 
 def estimate(
@@ -51,39 +49,58 @@ def estimate(
     sides = _SIDES.fullmatch(size)
     if not sides:
         raise InvalidRequest(f"--size: expected WIDTHxHEIGHT such as 1024x1024, not {size!r}")
-    measured = weights.measure(
-        _path_of(model, config), ollama_store=weights.default_store(), hf_cache=weights.default_cache()
-    )
-    if measured.format == "pipeline":
-        working_set = weights.image_working_set(int(sides[1]), int(sides[2]))
+    settings = _configured(model, config)
+    if settings is not None:
+        found = _of_configured(settings)
     else:
-        working_set = weights.text_working_set(measured)
-    found = Estimate(weights.need(measured, working_set=working_set), measured)
+        measured = weights.measure(
+            os.path.expanduser(model),  # noqa: PTH111 - never raises
+            ollama_store=weights.default_store(),
+            hf_cache=weights.default_cache(),
+        )
+        if measured.format == "pipeline":
+            working_set = weights.image_working_set(int(sides[1]), int(sides[2]))
+        else:
+            working_set = weights.text_working_set(measured)
+        found = Estimate(weights.need(measured, working_set=working_set), measured)
     if json:
         sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
     else:
-        sys.stdout.writelines(f"{line}\n" for line in _lines(found))
+        sys.stdout.writelines(f"{line}\n" for line in _lines(model, found))
     return 0
 
 
-def _path_of(model: str, config: Path | None) -> str:
-    """Take a path as it is; else look among the configured models; else leave the name to the stores."""
-    path = os.path.expanduser(model)  # noqa: PTH111 - never raises
-    if not os.path.lexists(path) and "/" not in model and not model.startswith(_BUILTIN):
-        try:
-            settings = configuration.read(config, KEYS).resolve(model)
-        except ModelNotFound:
-            return model
-        path = settings.path
-        if not path:
-            raise InvalidRequest(f"models.{settings.name} has no path: nothing can be read of it")
-    if path.startswith(_BUILTIN):
-        return str(_BUILTIN_FOLDER / f"{path.removeprefix(_BUILTIN)}.safetensors")
-    return path
+def _configured(model: str, config: Path | None) -> ModelSettings | None:
+    """Find a model of the configuration, or one that ships; a path is a path, whatever the configuration has."""
+    if os.path.lexists(os.path.expanduser(model)) or "/" in model:  # noqa: PTH111 - never raises
+        return None
+    if model.startswith("builtin:"):
+        entry = {"engine": "imagegen", "path": model}
+        return configuration.parse({"models": {"shipped": entry}}, KEYS).models["shipped"]
+    try:
+        return configuration.read(config, KEYS).resolve(model)
+    except ModelNotFound:
+        return None
 
 
-def _lines(found: Estimate) -> Iterator[str]:
-    model, need = found.weights, found.need
+def _of_configured(settings: ModelSettings) -> Estimate:
+    """Say what a supervisor would reserve for it."""
+    engine = ENGINES[settings.engine]
+    return Estimate(engine.need(settings), engine.weigh(settings) if settings.path else None)
+
+
+def _lines(name: str, found: Estimate) -> Iterator[str]:
+    need = found.need
+    if found.weights is None:
+        yield f"{name}: no path, so nothing to read"
+    else:
+        yield from _files(found.weights)
+    parts = [(need.tensors, "tensors"), (need.working_set, "working set"), (need.margin, "margin")]
+    sum_of = " + ".join(f"{rounded_size(size)} {what}" for size, what in parts)
+    yield f"need {rounded_size(need.total)}: {sum_of if need.source == 'estimated' else need.source}"
+
+
+def _files(model: Weights) -> Iterator[str]:
     facts = [
         "diffusers pipeline" if model.format == "pipeline" else model.format,
         model.quantisation,
@@ -96,8 +113,6 @@ def _lines(found: Estimate) -> Iterator[str]:
         yield f"  {rounded_size(file.bytes):>10}  {_short(file.path, model.path)}"
     if rest := model.files[_MOST_LINES:]:
         yield f"  {rounded_size(sum(file.bytes for file in rest)):>10}  in {len(rest):,} more files"
-    parts = [(need.tensors, "tensors"), (need.working_set, "working set"), (need.margin, "margin")]
-    yield f"need {rounded_size(need.total)}: {' + '.join(f'{rounded_size(size)} {what}' for size, what in parts)}"
 
 
 def _short(file: str, model: str) -> str:

@@ -28,8 +28,6 @@ from mlxsup.weights.reading import (
     unreadable,
 )
 
-_HOSTS: Final = ("registry.ollama.ai", "ollama.com")
-"""Two names of one registry: a store may have either as a folder."""
 _FOLDERS: Final = ("manifests-v2", "manifests")
 _LIST: Final = "application/vnd.ollama.manifest.list.v2+json"
 _LAYER: Final = "application/vnd.ollama.image."
@@ -79,15 +77,31 @@ def find(name: str, store: Path) -> str | None:
     match = _NAME.fullmatch(name)
     if not match or len(name) > _NAME_LIMIT or ".." in name:
         return None
-    host = match["host"] or _HOSTS[0]
     below = f"{match['namespace'] or 'library'}/{match['model']}/{match['tag'] or 'latest'}"
     for folder in _FOLDERS:
-        for place in _HOSTS if host.lower() in _HOSTS else (host,):
-            path = f"{os.fspath(store)}/{folder}/{place}/{below}"
-            if os.path.exists(path):  # noqa: PTH110 - a link to a blob that is gone counts as none, as in Ollama
-                return path
-            exists(path)  # which complains where we may not look
+        base = f"{os.fspath(store)}/{folder}"
+        hosts = [match["host"]] if match["host"] else _hosts(base)
+        # a link to a blob that is gone counts as none, as in Ollama
+        there = [host for host in hosts if os.path.exists(f"{base}/{host}/{below}")]  # noqa: PTH110
+        if len(there) > 1:
+            raise unreadable(
+                base, f"{name} is there from {' and from '.join(there)}: put the one that is meant before the name"
+            )
+        if there:
+            return f"{base}/{there[0]}/{below}"
+        for host in hosts:
+            exists(f"{base}/{host}/{below}")  # which complains where we may not look
     return None
+
+
+def _hosts(base: str) -> list[str]:
+    """The hosts that models of this store came from; a name without one may be from any."""
+    try:
+        return sorted(os.listdir(base))  # noqa: PTH208 - names are wanted
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(base, error.strerror or str(error)) from error
 
 
 def measure(manifest: Path, store: Path) -> Weights:

@@ -71,20 +71,20 @@ def test_names_are_those_of_the_configuration_and_then_of_the_stores(
 ) -> None:
     store = tmp_path / "ollama"
     weights = layer(store, gguf([], [tensor("a", [8])], 32))
-    write(store / "manifests/registry.ollama.ai/library/mine/latest", manifest(weights))
+    write(store / "manifests/models.example/library/mine/latest", manifest(weights))
     one = write(tmp_path / "one.safetensors", safetensors({"w": ("BF16", [8])}))
     config = write(
         tmp_path / "config.toml",
         f'[models.one]\nengine = "command"\ncommand = ["x"]\npath = "{one}"\naliases = ["uno"]\n'
-        '[models.none]\nengine = "command"\ncommand = ["x"]\n',
+        '[models.none]\nengine = "command"\ncommand = ["x"]\nmemory = "3GiB"\n',
     )
 
     run("uno", "--config", str(config))
     assert capsys.readouterr().out.startswith(f"{one}: ")
     run("mine", "--config", str(config))
     assert "  sha256-" in capsys.readouterr().out
-    with pytest.raises(InvalidRequest, match=r"models\.none has no path"):
-        run("none", "--config", str(config))
+    run("none", "--config", str(config))
+    assert capsys.readouterr().out.splitlines()[-1] == "need 3.0 GiB: declared"
 
 
 def test_the_models_that_ship_are_measured_too(capsys: pytest.CaptureFixture[str]) -> None:

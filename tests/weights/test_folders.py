@@ -171,7 +171,7 @@ def test_the_cache_is_where_hugging_face_has_it() -> None:
 
 def test_a_name_of_two_models_is_an_error(tmp_path: Path) -> None:
     snapshot = cached(tmp_path)
-    manifest = write(tmp_path / "manifests/registry.ollama.ai/org/name/latest", {"layers": []})
+    manifest = write(tmp_path / "manifests/models.example/org/name/latest", {"layers": []})
 
     said = complaint("org/name", store=tmp_path, cache=tmp_path)
 

@@ -14,7 +14,7 @@ from .making import blob, gguf, layer, manifest, number, safetensors, split_keys
 
 MODEL = gguf([number("general.file_type", 15)], [tensor("a", [8]), tensor("b", [8], offset=32)], 64)
 PROJECTOR = gguf([], [tensor("v", [16])], 64)
-REGISTRY = "manifests/registry.ollama.ai"
+REGISTRY = "manifests/models.example"
 
 
 @pytest.fixture
@@ -34,10 +34,9 @@ def put(store: Path, place: str, *layers: dict[str, object], **more: object) -> 
         ("llama3.2:3b-q4_K_M", f"{REGISTRY}/library/llama3.2/3b-q4_K_M"),
         ("library/llama3.2:latest", f"{REGISTRY}/library/llama3.2/latest"),
         ("jane/mine:v1", f"{REGISTRY}/jane/mine/v1"),
-        ("models.example:5000/jane/mine:v1", "manifests/models.example:5000/jane/mine/v1"),
-        ("registry.ollama.ai/x/flux:4b", f"{REGISTRY}/x/flux/4b"),
-        ("ollama.com/x/flux:4b", f"{REGISTRY}/x/flux/4b"),
-        ("x/flux:4b", "manifests-v2/ollama.com/x/flux/4b"),
+        ("other.example:5000/jane/mine:v1", "manifests/other.example:5000/jane/mine/v1"),
+        ("models.example/x/flux:4b", f"{REGISTRY}/x/flux/4b"),
+        ("x/flux:4b", "manifests-v2/models.example/x/flux/4b"),
     ],
 )
 def test_a_name_leads_to_its_manifest(store: Path, name: str, place: str) -> None:
@@ -47,6 +46,13 @@ def test_a_name_leads_to_its_manifest(store: Path, name: str, place: str) -> Non
 
     assert (found.path, found.format, found.tensor_bytes, found.quantisation) == (str(path), "gguf", 64, "Q4_K_M")
     assert measure(path, ollama_store=store) == found
+
+
+def test_a_name_that_came_from_two_hosts_must_say_which(store: Path) -> None:
+    put(store, "manifests/one.example/library/mine/latest", layer(store, MODEL))
+    put(store, "manifests/two.example/library/mine/latest", layer(store, PROJECTOR))
+    assert "from one.example and from two.example" in complaint("mine", about=store / "manifests", store=store)
+    assert measure("one.example/library/mine", ollama_store=store).tensor_bytes == 64
 
 
 def test_what_is_loaded_with_the_model_counts_and_a_shared_blob_once(store: Path) -> None:
@@ -89,7 +95,7 @@ def test_of_a_list_of_manifests_the_one_for_this_machine_counts(store: Path, mon
     whole: dict[str, Any] = {**manifest(layer(store, safetensors({"w": ("F32", [100])}), "tensor")), "runner": "mlx"}
     child = blob(store, write(store / "child", manifest(layer(store, MODEL))).read_bytes())
     reference = {"mediaType": whole["mediaType"], "digest": child["digest"], "runner": "llamacpp"}
-    path = write(store / "manifests-v2/ollama.com/library/two/latest", {
+    path = write(store / "manifests-v2/models.example/library/two/latest", {
         "mediaType": "application/vnd.ollama.manifest.list.v2+json", "manifests": [whole, reference]
     })  # fmt: skip
 
@@ -107,7 +113,7 @@ def test_of_a_list_of_manifests_the_one_for_this_machine_counts(store: Path, mon
 def test_a_manifest_that_is_a_link_to_its_blob_is_followed_and_a_dead_one_is_none(store: Path) -> None:
     content = write(store / "x", manifest(layer(store, MODEL))).read_bytes()
     target = store / "blobs" / str(blob(store, content)["digest"]).replace(":", "-")
-    link = store / "manifests-v2/ollama.com/library/linked/latest"
+    link = store / "manifests-v2/models.example/library/linked/latest"
     link.parent.mkdir(parents=True)
     link.symlink_to(target)
     assert measure("linked", ollama_store=store).tensor_bytes == 64
