@@ -1,4 +1,5 @@
-r"""Help for testing programs that are built on Supervisor: a scripted runner instead of a model, and gates instead of sleeps.
+r"""Help for testing programs that are built on Supervisor: a scripted runner instead of a model, gates and a recorder of
+events instead of sleeps.
 
     from mlxsup.config import parse
     from mlxsup.engines import KEYS
@@ -63,9 +64,10 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from mlxsup.testing.events import EventRecorder
 from mlxsup.testing.gates import Arrival, Gate
 
-__all__ = ["Arrival", "Gate", "fake_runner", "picture"]
+__all__ = ["Arrival", "EventRecorder", "Gate", "fake_runner", "picture"]
 
 _PROGRAM = str(Path(__file__).with_name("fake_runner.py"))
 

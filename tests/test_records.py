@@ -1,0 +1,152 @@
+"""What an earlier life left behind is found and ended, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import msgspec
+import psutil
+import pytest
+
+from mlxsup import Supervisor
+from mlxsup.config import parse
+from mlxsup.engines import KEYS
+from mlxsup.records import Group, Record, Records, state_directory, sweep
+from mlxsup.runners import procfs
+from mlxsup.runners.guard import FOLDER_PREFIX
+from mlxsup.testing import fake_runner
+
+pytestmark = pytest.mark.anyio
+MARK = "0123456789abcdef"
+
+
+@pytest.fixture
+def leftover() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, as a runner is, without our mark."""
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"], start_new_session=True
+    )
+    yield child
+    child.kill()
+    child.wait()
+
+
+def abandoned(directory: Path, *groups: Group, mark: str = MARK, folder: str = "") -> Path:
+    """The folder of a supervisor that is gone: its lock is free."""
+    records = Records(directory, mark, folder)
+    records.open()
+    records.write(list(groups))
+    assert records._lock is not None
+    os.close(records._lock)
+    return directory / mark
+
+
+def test_a_recorded_runner_is_ended_and_the_folder_removed(tmp_path: Path, leftover: subprocess.Popen[bytes]) -> None:
+    sockets = tmp_path / f"{FOLDER_PREFIX}sockets"
+    sockets.mkdir()
+    (sockets / "1.sock").touch()
+    home = abandoned(tmp_path / "state", Group(leftover.pid, procfs.start_time(leftover.pid)), folder=str(sockets))
+    assert sweep(tmp_path / "state") == [leftover.pid]
+    assert leftover.wait(5) == -signal.SIGKILL
+    assert not home.exists()
+    assert not sockets.exists()
+
+
+def test_one_with_the_mark_is_ended_though_it_left_its_group(tmp_path: Path) -> None:
+    env = {**os.environ, "MLXSUP_RUNNER": f"{MARK}.aa"}
+    program = [sys.executable, "-I", "-S", "-c", "import signal; print(flush=True); signal.pause()"]
+    with subprocess.Popen(program, env=env, stdout=subprocess.PIPE, start_new_session=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        abandoned(tmp_path)
+        assert sweep(tmp_path) == [child.pid]
+        assert child.wait(5) == -signal.SIGKILL
+
+
+def test_a_recycled_pid_is_left_alone(tmp_path: Path, leftover: subprocess.Popen[bytes]) -> None:
+    home = abandoned(tmp_path, Group(leftover.pid, "1"))
+    assert sweep(tmp_path) == []
+    assert leftover.poll() is None
+    assert not home.exists()
+
+
+def test_pids_of_another_boot_mean_nothing(tmp_path: Path, leftover: subprocess.Popen[bytes]) -> None:
+    home = abandoned(tmp_path)
+    groups = [Group(leftover.pid, procfs.start_time(leftover.pid))]
+    (home / "record.json").write_bytes(msgspec.json.encode(Record(mark=MARK, boot="another", groups=groups)))
+    assert sweep(tmp_path) == []
+    assert leftover.poll() is None
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path, leftover: subprocess.Popen[bytes]) -> None:
+    records = Records(tmp_path, MARK, "")
+    records.open()
+    records.write([Group(leftover.pid, procfs.start_time(leftover.pid))])
+    assert sweep(tmp_path) == []
+    assert leftover.poll() is None
+    assert (tmp_path / MARK / "record.json").exists()
+    records.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00", b"[]", b'{"version":1}', b"[" * 100_000])
+def test_a_record_that_cannot_be_read_is_a_warning(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = abandoned(tmp_path)
+    (home / "record.json").write_bytes(content)
+    assert sweep(tmp_path) == []
+    assert "cannot be read" in caplog.text
+    assert not home.exists()
+
+
+def test_only_folders_of_ours_are_removed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    abandoned(tmp_path / "state", folder=str(precious))
+    sweep(tmp_path / "state")
+    assert precious.exists()
+
+
+def test_a_state_directory_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    records = Records(tmp_path / "file" / "below", MARK, "")
+    records.open()
+    records.write([])
+    records.close()
+    assert "no record of runners is kept" in caplog.text
+    assert sweep(tmp_path / "file" / "below") == []
+
+
+def test_where_state_is_kept() -> None:
+    assert state_directory({"STATE_DIRECTORY": "/var/lib/mlxsup:/x", "XDG_STATE_HOME": "/s"}) == Path("/var/lib/mlxsup")
+    assert state_directory({"XDG_STATE_HOME": "/s"}) == Path("/s/mlxsup")
+    assert state_directory({"HOME": "/home/jane"}) == Path("/home/jane/.local/state/mlxsup")
+
+
+async def test_a_supervisor_ends_what_another_left_and_leaves_nothing_itself(leftover: subprocess.Popen[bytes]) -> None:
+    group = Group(leftover.pid, procfs.start_time(leftover.pid))
+    await anyio.to_thread.run_sync(abandoned, state_directory(), group)
+    async with Supervisor(parse({"models": {"m": fake_runner()}}, KEYS)) as sup:
+        assert not psutil.pid_exists(leftover.pid) or psutil.Process(leftover.pid).status() == psutil.STATUS_ZOMBIE
+        await sup.load("m")
+        (record,) = state_directory().glob("*/record.json")
+        await _written(record, sup.report("m").pid)
+    assert list(state_directory().iterdir()) == []
+
+
+async def _written(record: Path, pid: int) -> None:
+    with anyio.fail_after(5):
+        while True:
+            groups = msgspec.json.decode(await anyio.to_thread.run_sync(record.read_bytes), type=Record).groups
+            if pid in [group.pgid for group in groups]:
+                return
+            await anyio.sleep(0.01)
