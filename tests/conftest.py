@@ -42,6 +42,8 @@ LOOPS: Final = {
 BLOCKING_ALLOWED: Final = {
     ("mlxsup/config/files.py", "read"): "one small file, before anything is served; from_config is no coroutine",
     ("mlxsup/runners/guard.py", "__init__"): "makes a folder for sockets, once, as the supervisor is entered",
+    ("mlxsup/engines/command.py", "launch"): "looks for one program on PATH, once a start",
+    ("mlxsup/runners/process.py", "spawn_error"): "looks at one folder, after a start that failed",
     ("logging/__init__.py", "handle"): "a log line goes where the program's handlers send it",
 }
 """Functions that may block the loop when mlxsup calls them, with all that they call, and why."""
@@ -49,7 +51,7 @@ BLOCKING_ALLOWED: Final = {
 SETTLE: Final = 0.5
 """Seconds for what is being closed to be gone: transports close in the loop's next turn."""
 
-_WORKERS = re.compile(r"(asyncio|uvloop)_\d+|AnyIO worker thread|waitpid-\d+")
+_WORKERS = re.compile(r"(asyncio|uvloop)_\d+|AnyIO worker thread|asyncio-waitpid-\d+")
 """Threads that a loop keeps for later and ends with itself."""
 
 _OURS = re.compile(r"/mlxsup/(?!testing/).*\.py$")

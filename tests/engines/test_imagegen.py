@@ -59,7 +59,7 @@ class TestCheck:
     @pytest.mark.parametrize("path", ["", "builtin:none", "/nowhere/model", __file__])
     def test_a_path_that_is_no_model(self, path: str) -> None:
         with pytest.raises(LoadFailed) as caught:
-            ENGINE.check(model(path))
+            ENGINE.check(model(path, memory="1GiB"))
         assert caught.value.permanent
         assert (path or "(no path)") in caught.value.message
         assert "builtin:emoji" in caught.value.message
@@ -198,7 +198,7 @@ class TestAbilities:
         ENGINE.require("completion")
         for ability in ("embedding", "tokenize", "detokenize"):
             with pytest.raises(NotSupported) as caught:
-                ENGINE.require(ability)  # type: ignore[arg-type]
+                ENGINE.require(ability)
             assert caught.value.status == 501
             assert ability in caught.value.message
 

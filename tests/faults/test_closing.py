@@ -122,7 +122,7 @@ async def test_unloading_twice_at_once_and_again_is_fine() -> None:
         assert report(sup).exits == 1
 
 
-async def _unload(sup: Supervisor, force: bool) -> None:  # noqa: FBT001 - start_soon passes it by position
+async def _unload(sup: Supervisor, force: bool) -> None:
     await sup.unload("m", force=force)
 
 

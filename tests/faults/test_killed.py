@@ -79,21 +79,25 @@ def test_no_runner_and_no_grandchild_outlives_a_kill(tmp_path: Path, loop: str, 
 
 
 @LOOPS
-def test_nobody_outlives_a_kill_after_which_the_sentinel_had_died(tmp_path: Path, loop: str) -> None:
-    """A sentinel that was killed is replaced before the next spawn, and knows of the earlier runners."""
+def test_nobody_outlives_a_kill_after_the_sentinel_was_killed_first(tmp_path: Path, loop: str) -> None:
+    """A sentinel that dies is replaced, and the new one knows of the runners that were there before it."""
     record = Record(tmp_path)
-    entry = fake_runner(f"record={record.path}")
-    gate = tmp_path / "go"
-    waiting = fake_runner(f"record={record.path}; load=forever")
-    with keeper(loop, ["a"], a=entry, b=waiting) as program:
-        until(lambda: len(record.pids()) == 2)
-        assert not gate.exists()
-        runners = set(record.pids())
-        others = [child for child in psutil.Process(program.pid).children(recursive=True) if child.pid not in runners]
-        assert others, "there is a sentinel"
+    entry = fake_runner(f"record={record.path}; fork@ready=setsid+ignore")
+    with keeper(loop, ["a"], a=entry, b=fake_runner(f"record={record.path}; load=forever")) as program:
+        until(lambda: len(record.pids()) == 2 and record.pids("fork"))
+        (first,) = sentinels(program, record)
+        os.kill(first, signal.SIGKILL)
+        until(lambda: sentinels(program, record) not in ([], [first]))
         program.kill()
         program.wait()
         until(lambda: not left_behind(record), 1.0)
+
+
+def sentinels(program: subprocess.Popen[str], record: Record) -> list[int]:
+    """The living children of the program that are no runners."""
+    runners = {*record.pids(), *record.pids("fork")}
+    children = [child.pid for child in psutil.Process(program.pid).children()]
+    return [pid for pid in children if pid not in runners and alive(pid)]
 
 
 @LOOPS

@@ -135,7 +135,9 @@ class TestAddress:
 
 
 class TestOwner:
-    @pytest.mark.parametrize("how", ["self", "fork", pytest.param("setsid", marks=pytest.mark.skipif(not LINUX, reason=""))])
+    @pytest.mark.parametrize(
+        "how", ["self", "fork", pytest.param("setsid", marks=pytest.mark.skipif(not LINUX, reason=""))]
+    )
     def test_ours(self, start: Start, how: str) -> None:
         port, mark = free_port(), new_mark()
         process, told = start(port, how, mark)

@@ -136,7 +136,7 @@ class TestBroken:
             await exchange.send(opening + body[:at])
 
         async with wire(answer) as far:
-            for at in range(len(body)):  # noqa: B007 - `answer` reads it
+            for at in range(len(body)):
                 error = await failure(await far.post())
                 assert isinstance(error, BadAnswer), f"cut after {at} bytes"
         assert len(far.blamed) == len(body)
@@ -150,7 +150,7 @@ class TestBroken:
             await exchange.send(body[:at])
 
         async with wire(answer) as far:
-            for at in range(len(CHUNKED), needed - 1):  # noqa: B007 - `answer` reads it
+            for at in range(len(CHUNKED), needed - 1):
                 assert isinstance(await failure(await far.post()), BadAnswer), f"cut after {at} bytes"
 
     async def test_a_shorter_body_than_promised(self) -> None:
@@ -256,7 +256,7 @@ class TestLimits:
 
         left = asyncio.Event()
         async with wire(answer) as far:
-            with pytest.raises(Stalled, match="did not answer within 0.1 s"):
+            with pytest.raises(Stalled, match=r"did not answer within 0\.1 s"):
                 await far.post(limits=Limits(first_chunk=0.1, silence=15))
             await left.wait()
 

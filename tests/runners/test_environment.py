@@ -96,7 +96,7 @@ class TestLibraryPath:
         return built(ours, Launch(argv=("x",), library_dirs=folders), **keys).get(LIBRARY_PATH)
 
     def test_it_is_the_one_of_this_system(self) -> None:
-        assert LIBRARY_PATH == ("DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH")
+        assert ("DYLD_LIBRARY_PATH" if sys.platform == "darwin" else "LD_LIBRARY_PATH") == LIBRARY_PATH
 
     def test_the_engines_folders_come_first_in_their_order(self) -> None:
         assert self.libraries({LIBRARY_PATH: "/ours:/more"}, "/mlx", "/mlx/mlx_cuda") == (

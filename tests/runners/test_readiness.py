@@ -17,6 +17,7 @@ from mlxsup.config import ModelSettings
 from mlxsup.engines import ENGINES, Address, Engine, Finding, Launch, Verdict
 from mlxsup.engines.base import Transport
 from mlxsup.errors import LoadFailed, LoadTimeout
+from mlxsup.runners import footprint
 from mlxsup.runners import readiness as readiness_module
 from mlxsup.runners.output import OutputRecord
 from mlxsup.runners.probe import Probe, open_session
@@ -96,7 +97,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr(readiness_module, "time", found)
     monkeypatch.setattr(readiness_module, "MAX_PAUSE", 0.005)
-    monkeypatch.setattr(readiness_module.footprint, "measure", lambda pid: 0)
+    monkeypatch.setattr(footprint, "measure", lambda pid: 0)
     return found
 
 
@@ -317,12 +318,12 @@ class TestDeadline:
 
     async def test_memory_that_grows_moves_it_on(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = iter(range(100 << 20, 1 << 40, 10 << 20))
-        monkeypatch.setattr(readiness_module.footprint, "measure", lambda pid: next(sizes))
+        monkeypatch.setattr(footprint, "measure", lambda pid: next(sizes))
         await waited(clock, *((6, at()) for _ in range(10)), (0, READY))
 
     async def test_memory_that_wavers_does_not(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = iter([100 << 20, (100 << 20) + 4096, 90 << 20, 100 << 20, (101 << 20) - 1] * 100)
-        monkeypatch.setattr(readiness_module.footprint, "measure", lambda pid: next(sizes))
+        monkeypatch.setattr(footprint, "measure", lambda pid: next(sizes))
         with pytest.raises(LoadTimeout):
             await waited(clock, (6, at()))
 
@@ -486,5 +487,3 @@ async def _unanswered(clock: Clock, **keys: Any) -> None:
             probe = Probe(settings, ENGINES["command"], address, session)
             with anyio.fail_after(LIMIT):
                 await Readiness(settings, cast("Process", process), address, probe, 10).wait(_never())
-
-

@@ -121,7 +121,13 @@ async def test_an_endless_body_is_read_only_so_far() -> None:
 
 @pytest.mark.parametrize(
     "told",
-    [b"", b"garbage\r\n\r\n", b"HTTP/1.1 two hundred\r\n\r\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", b"SSH-2.0-x\r\n"],
+    [
+        b"",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 two hundred\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"SSH-2.0-x\r\n",
+    ],
     ids=["nothing", "garbage", "status", "header", "ssh"],
 )
 async def test_what_is_no_http_is_blamed_on_the_runner(told: bytes) -> None:

@@ -1,0 +1,267 @@
+"""Work, questions and events as a program that imports Supervisor sees them: one model, any use and misuse of it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from mlxsup import CompletionRequest, MlxsupError, Options, Supervisor
+from mlxsup.errors import InvalidRequest, ModelNotFound
+from mlxsup.testing import Gate, fake_runner
+
+from .faults import house
+from .faults.house import LIMIT, alive, collect, report, until
+
+
+def supervisor(scenario: str = "", **keys: Any) -> Supervisor:
+    """A supervisor of one model, `m`."""
+    return house.supervisor(m=fake_runner(scenario, **keys))
+
+
+async def words(sup: Supervisor, **fields: Any) -> str:
+    return house.words(await collect(sup, **fields))
+
+
+class TestDropping:
+    """A completion that is not read to its end."""
+
+    async def test_after_break_its_place_is_free(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@2#1={gate.path}") as sup:
+            async for _ in sup.completion("m", prompt="p"):
+                break
+            with anyio.fail_after(LIMIT):
+                assert await words(sup) == "t1 t2 t3 "
+
+    async def test_leaving_its_context_frees_it_at_once(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@1={gate.path}") as sup:
+            async with sup.completion("m", prompt="p") as chunks:
+                await anext(chunks)
+                assert report(sup).leases == 1
+            assert report(sup).leases == 0
+
+    async def test_its_end_frees_it_at_once(self) -> None:
+        async with supervisor() as sup:
+            async for _ in sup.completion("m", prompt="p"):
+                assert report(sup).leases <= 1
+            assert report(sup).leases == 0
+
+    async def test_one_that_never_began_costs_nothing(self) -> None:
+        async with supervisor() as sup:
+            sup.completion("m", prompt="p")
+            async with sup.completion("m", prompt="p"):
+                pass
+            assert report(sup).state == "stopped"
+
+    async def test_one_that_outlives_its_supervisor_is_harmless(self) -> None:
+        async with Gate() as gate:
+            sup = await supervisor(f"gate@1={gate.path}", drain_timeout="0s").__aenter__()
+            completion = sup.completion("m", prompt="p")
+            await anext(completion)
+            await sup.__aexit__(None, None, None)
+            with pytest.raises(MlxsupError):
+                await anext(completion)
+            await completion.aclose()
+            await completion.aclose()
+            del completion
+            gc.collect()
+
+    async def test_a_cancelled_reader_frees_it(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@1#1={gate.path}") as sup:
+            reading = asyncio.create_task(words(sup))
+            await gate.arrival()
+            reading.cancel()
+            await asyncio.wait({reading})
+            with anyio.fail_after(LIMIT):
+                assert await words(sup) == "t1 t2 t3 "
+
+    async def test_after_its_end_there_is_nothing_more(self) -> None:
+        async with supervisor() as sup:
+            completion = sup.completion("m", prompt="p")
+            assert len([chunk async for chunk in completion]) == 4
+            assert [chunk async for chunk in completion] == []
+
+
+class TestEvents:
+    async def test_they_tell_the_whole_life_and_end_with_it(self) -> None:
+        sup = supervisor()
+        async with sup:
+            events = sup.events()
+            await sup.load("m")
+            pid = report(sup).pid
+            await sup.unload("m")
+        told = [event async for event in events]
+        assert [(event.previous, event.state) for event in told] == [
+            ("stopped", "starting"),
+            ("starting", "ready"),
+            ("ready", "stopping"),
+            ("stopping", "stopped"),
+        ]
+        assert {event.generation for event in told} == {1}
+        assert told[1].pid == pid
+        assert all(event.reason for event in told)
+        assert [event async for event in events] == []
+
+    async def test_closing_ends_them(self) -> None:
+        async with supervisor() as sup:
+            events = sup.events()
+            waiting = asyncio.create_task(anext(events, None))
+            await asyncio.sleep(0)
+            events.close()
+            with anyio.fail_after(LIMIT):
+                assert await waiting is None
+
+    async def test_each_listener_gets_all(self) -> None:
+        async with supervisor() as sup:
+            one, other = sup.events(), sup.events()
+            await sup.load("m")
+        assert [event.state async for event in one] == [event.state async for event in other]
+
+    async def test_after_the_drain_there_are_none(self) -> None:
+        async with supervisor() as sup:
+            await sup.drain()
+            with anyio.fail_after(LIMIT):
+                assert [event async for event in sup.events()] == []
+
+    async def test_a_listener_that_is_dropped_is_forgotten(self) -> None:
+        async with supervisor() as sup:
+            before = len(sup._registry()._subscribers)
+            for _ in range(10):
+                sup.events()
+            gc.collect()
+            assert len(sup._registry()._subscribers) == before
+
+
+class TestRequests:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"prompt": 5},
+            {"prompt": None},
+            {"prompt": "p", "width": "64"},
+            {"prompt": "p", "width": 64.5},
+            {"prompt": "p", "steps": True},
+            {"prompt": "p", "guidance": "high"},
+            {"prompt": "p", "guidance": float("nan")},
+            {"prompt": "p", "guidance": float("inf")},
+            {"prompt": "p", "seed": "7"},
+            {"prompt": "p", "seed": -1},
+            {"prompt": "p", "seed": 2**53},
+            {"prompt": "p", "images": b"one picture, not a list of them"},
+            {"prompt": "p", "images": "text"},
+            {"prompt": "p", "images": [5]},
+            {"prompt": "p", "images": ["text"]},
+            {"prompt": "p", "images": 5},
+            {"prompt": "p", "options": {"top_q": 1}},
+            {"prompt": "p", "options": {"top_k": "x"}},
+            {"prompt": "p", "size": 64},
+            {"prompt": "lone surrogate \ud800"},
+        ],
+        ids=lambda fields: ascii(fields)[:40],
+    )
+    async def test_what_is_none_is_refused_before_anything_happens(self, fields: dict[str, Any]) -> None:
+        async with supervisor() as sup:
+            with pytest.raises(InvalidRequest):
+                sup.completion("m", **fields)
+            gc.collect()
+            assert report(sup).state == "stopped"
+
+    async def test_a_request_or_its_fields_but_not_both(self) -> None:
+        async with supervisor() as sup:
+            with pytest.raises(InvalidRequest, match="not both: steps"):
+                sup.completion("m", CompletionRequest(prompt="p"), steps=3)
+
+    async def test_both_ways_are_the_same(self) -> None:
+        async with supervisor() as sup:
+            fields: dict[str, Any] = {"prompt": "p", "seed": 3, "images": [b"x"], "options": {"top_k": 2}}
+            by_fields = sup.completion("m", **fields).request
+            request = CompletionRequest(prompt="p", seed=3, images=[b"x"], options=Options(top_k=2))
+            assert by_fields == sup.completion("m", request).request
+
+    @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+    async def test_pictures_are_bytes_of_any_kind(self, kind: Any) -> None:
+        async with supervisor() as sup:
+            for images in ([kind(b"x")], (kind(b"x"),)):
+                assert sup.completion("m", prompt="p", images=images).request.images == [b"x"]
+            assert sup.completion("m", prompt="p", images=[]).request.images == []
+
+    @pytest.mark.parametrize("seed", [None, 0])
+    async def test_a_seed_is_chosen_and_reported(self, seed: int | None) -> None:
+        async with supervisor() as sup, sup.completion("m", prompt="p", seed=seed) as chunks:
+            *_, last = [chunk async for chunk in chunks]
+            assert 0 < (last.seed or 0) < 2**53
+            assert last.seed == chunks.request.seed
+
+    async def test_a_seed_that_is_given_is_kept(self) -> None:
+        async with supervisor() as sup, sup.completion("m", prompt="p", seed=7) as chunks:
+            assert [chunk async for chunk in chunks][-1].seed == 7
+
+    async def test_a_model_nobody_knows(self) -> None:
+        async with supervisor(aliases=["other"]) as sup:
+            with pytest.raises(ModelNotFound, match="did you mean other"):
+                sup.completion("othr", prompt="p")
+            for work in (sup.load("x"), sup.unload("x")):
+                with pytest.raises(ModelNotFound):
+                    await work
+            for call in (sup.report, sup.logs):
+                with pytest.raises(ModelNotFound):
+                    call("x")
+            with pytest.raises(ModelNotFound):
+                async with sup.lease("x"):
+                    pass
+
+    async def test_an_alias_is_the_model(self) -> None:
+        async with supervisor(aliases=["other"]) as sup:
+            await sup.load("other")
+            assert sup.report("other") == sup.report("m")
+            assert sup.report("m").state == "ready"
+
+
+class TestStatus:
+    async def test_right_after_each_step(self) -> None:
+        async with supervisor() as sup:
+            assert [each.state for each in sup.status().runners] == ["stopped"]
+            await sup.load("m")
+            ready = report(sup)
+            assert (ready.state, ready.leases, ready.queue) == ("ready", 0, 0)
+            assert alive(ready.pid)
+            async with sup.lease("m") as lease:
+                assert report(sup).leases == 1
+                assert lease.model == "m"
+            assert report(sup).leases == 0
+            await sup.unload("m")
+            gone = report(sup)
+            assert (gone.state, gone.pid, gone.exits) == ("stopped", -1, 1)
+            assert not alive(ready.pid)
+
+    async def test_right_after_a_death_that_a_caller_has_seen(self, tmp_path: Path) -> None:
+        async with supervisor(f"once={tmp_path / 'once'}; crash@1") as sup:
+            with pytest.raises(MlxsupError):
+                await words(sup)
+            assert report(sup).state != "ready"
+            with anyio.fail_after(LIMIT):
+                assert await words(sup) == "t1 t2 t3 "
+
+    async def test_while_a_load_is_under_way(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@loading={gate.path}") as sup:
+            loading = asyncio.create_task(sup.load("m"))
+            arrival = await gate.arrival()
+            assert (report(sup).state, report(sup).queue) == ("starting", 1)
+            assert alive(report(sup).pid)
+            arrival.go()
+            await loading
+
+    async def test_logs_are_those_of_the_last_process(self) -> None:
+        async with supervisor("stderr=hello") as sup:
+            assert sup.logs("m") == []
+            await sup.load("m")
+            os.kill(report(sup).pid, signal.SIGKILL)
+            await until(lambda: report(sup).pid == -1)
+            assert sup.logs("m") == ["hello"]
