@@ -9,6 +9,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol, get_args
 
 Stream = Literal["stdout", "stderr"]
@@ -30,6 +31,8 @@ LINE_HEAD = 6 * 1024
 LINE_TAIL = 2 * 1024
 FIRST_LINES = 20
 LAST_LINES = 100
+LINES_PER_CHUNK = 400
+"""More than twice what is kept, so that leaving out the middle of a chunk changes nothing of it."""
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -88,10 +91,15 @@ def clean(raw: bytes) -> str:
 
 
 class LineSplitter:
-    """Cuts chunks into lines. Of a line longer than LINE_HEAD + LINE_TAIL bytes the middle is left out, and said so."""
+    """Cuts chunks into lines. Of a line longer than LINE_HEAD + LINE_TAIL bytes the middle is left out, and said so.
 
-    def __init__(self, on_line: Callable[[str], None]) -> None:
+    Of a chunk with more than LINES_PER_CHUNK lines the middle ones are not even looked at, only counted by `on_skipped`: a
+    flood of short lines must not hold the loop.
+    """
+
+    def __init__(self, on_line: Callable[[str], None], on_skipped: Callable[[int], None]) -> None:
         self._on_line = on_line
+        self._on_skipped = on_skipped
         self._head = bytearray()
         self._tail = b""
         self._skipped = 0
@@ -100,10 +108,19 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> None:
         """Take bytes as they came; calls `on_line` for each line that is now whole."""
         *whole, rest = chunk.split(b"\n")
-        for piece in whole:
-            self._extend(piece)
-            self.flush()
+        if len(whole) > LINES_PER_CHUNK:
+            kept = LINES_PER_CHUNK // 2
+            self._take(whole[:kept])
+            self._on_skipped(len(whole) - 2 * kept)
+            self._take(whole[-kept:])
+        else:
+            self._take(whole)
         self._extend(rest)
+
+    def _take(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self._extend(line)
+            self.flush()
 
     def flush(self) -> None:
         """End the line in hand, as at the end of the stream."""
@@ -205,6 +222,10 @@ class LastWords:
         else:
             self._last.append(line)
 
+    def skip(self, count: int) -> None:
+        """Count lines that were not looked at."""
+        self._count += count
+
     def lines(self) -> list[str]:
         """Return what is kept, oldest first."""
         gap = self._count - len(self._first) - len(self._last)
@@ -242,8 +263,7 @@ class OutputRecord:
         self._words: dict[Stream, LastWords] = {"stdout": LastWords(), "stderr": LastWords()}
         self._diagnoses: dict[Stream, Diagnosis] = {"stdout": Diagnosis(), "stderr": Diagnosis()}
         self._splitters: dict[Stream, LineSplitter] = {
-            "stdout": LineSplitter(lambda line: self._take("stdout", line)),
-            "stderr": LineSplitter(lambda line: self._take("stderr", line)),
+            stream: LineSplitter(partial(self._take, stream), partial(self._skip, stream)) for stream in STREAMS
         }
 
     def feed(self, stream: Stream, chunk: bytes) -> None:
@@ -293,6 +313,10 @@ class OutputRecord:
             self._on_line(stream, line, is_error=is_error)
         else:
             self._withheld += 1
+
+    def _skip(self, stream: Stream, count: int) -> None:
+        self._words[stream].skip(count)
+        self._withheld += count
 
     def _tell_withheld(self, stream: Stream) -> None:
         if self._withheld:

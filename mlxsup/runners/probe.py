@@ -22,14 +22,18 @@ class Probe:
         self._engine = engine
         self._address = address
         self._session = session
+        self.silence = ""
 
     async def ask(self, limit: float) -> Finding | None:
-        """Return what the engine reads out of the answer, None when none came within `limit` seconds."""
+        """Return what the engine reads out of the answer; None when none came within `limit` seconds, `silence` says how."""
         try:
             async with asyncio.timeout(limit):
                 return await (self._knock() if self._path == "none" else self._get())
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            return None
+        except TimeoutError:
+            self.silence = f"{self._path} did not answer within {limit:g} s"
+        except (aiohttp.ClientError, OSError):
+            self.silence = "nothing answers yet"
+        return None
 
     async def _get(self) -> Finding:
         async with self._session.get(self._address.base_url + self._path, allow_redirects=False) as answer:

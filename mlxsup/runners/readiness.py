@@ -85,7 +85,13 @@ class Readiness:
         self._looked = 0.0
         self.progress: float | None = None
         self.detail = "nothing answers yet"
-        self.told_ready = False
+        self._told_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def tell_ready(self) -> None:
+        """Take the runner's own word that it is ready."""
+        if not self._told_ready.done():
+            self._told_ready.set_result(None)
+        self._process.activity.note()
 
     async def wait(self, interrupted: asyncio.Future[None]) -> None:
         """Return when the runner is ready.
@@ -127,11 +133,12 @@ class Readiness:
         await asyncio.sleep(max(0.0, began + MIN_PAUSE - time.monotonic()))
 
     async def _ask(self) -> Finding:
-        if self.told_ready:
+        try:
+            finding = await race(self._probe.ask(PROBE_TIMEOUT), self._told_ready)
+        except Interrupted:
             return Finding(Verdict.READY)
-        finding = await self._probe.ask(PROBE_TIMEOUT)
         if finding is None:
-            return Finding(Verdict.LOADING)
+            return Finding(Verdict.LOADING, detail=self._probe.silence)
         self._note_answer()
         return finding
 

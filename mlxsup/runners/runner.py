@@ -364,9 +364,8 @@ class Runner:
             self._interrupt()
 
     def _on_ready_byte(self) -> None:
-        if self._readiness is not None and self._process is not None:
-            self._readiness.told_ready = True
-            self._process.activity.note()
+        if self._readiness is not None:
+            self._readiness.tell_ready()
 
     def _interrupt(self) -> None:
         """End what goes on. The news of a death goes out before anybody who used the runner can ask for it again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import platform
 import sys
@@ -41,6 +42,7 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in BENCHES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(BENCHES)}")
+    logging.getLogger("mlxsup").setLevel(logging.CRITICAL)  # runners that die here die on purpose
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
     console.print(

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = {
     "engine": "command",
     "command": [sys.executable, "-P", str(Path(__file__).with_name("source.py")), "--port", "{port}"],
+    "memory": "64MiB",
     "concurrency": 256,
     "keep_alive": -1,
 }
@@ -55,29 +56,33 @@ async def daemon(models: Mapping[str, Mapping[str, Any]]) -> AsyncIterator[Daemo
     """`mlxsup serve` with these models, on the kind of loop that runs here."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         config = write_config(Path(folder), models, listen=["127.0.0.1:0"])
-        log = Path(folder, "log")
-        with log.open("wb") as errors:
-            starting = program("-m", "tests.bench.serving", loop_name(), "serve", "--config", str(config), stderr=errors)
-            async with starting as process:
-                port = await _port(log)
-                timeout = aiohttp.ClientTimeout(total=LIMIT)
-                async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as http:
-                    yield Daemon(process.pid, port, http)
-                process.terminate()
-                await process.wait()
+        words = ("-m", "tests.bench.serving", loop_name(), "serve", "--config", str(config))
+        async with program(*words, stderr=asyncio.subprocess.PIPE) as process:
+            assert process.stderr is not None
+            port = await _port(process.stderr)
+            reading = asyncio.create_task(process.stderr.read())
+            timeout = aiohttp.ClientTimeout(total=LIMIT)
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as http:
+                yield Daemon(process.pid, port, http)
+            process.terminate()
+            await reading
+            await process.wait()
 
 
-async def _port(log: Path) -> int:
+async def _port(log: asyncio.StreamReader) -> int:
+    said = []
     async with asyncio.timeout(LIMIT):
-        while True:
-            for line in log.read_text().splitlines():
-                if "serves on" in line:
-                    return int(json.loads(line)["listen"][0].rpartition(":")[2])
-            await asyncio.sleep(0.01)
+        while line := (await log.readline()).decode():
+            said.append(line)
+            if "serves on" in line:
+                return int(json.loads(line)["listen"][0].rpartition(":")[2])
+    raise AssertionError(f"the daemon did not start: {said}")
 
 
 @contextlib.asynccontextmanager
-async def program(*arguments: str, stdout: int | None = None, stderr: Any = None) -> AsyncIterator[asyncio.subprocess.Process]:
+async def program(
+    *arguments: str, stdout: int | None = None, stderr: int | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run Python with these arguments in a session of its own; whatever is left of that on leaving is killed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -17,6 +17,7 @@ from mlxsup.testing import Gate, fake_runner
 
 LOAD_TIMES = (0.0, 0.1, 1.0, 10.0)
 POLLS = (0.1, 0.25)
+SIDE_BY_SIDE_FROM = 1.0
 TITLE = "readiness: from the moment a runner is ready until its supervisor knows"
 
 
@@ -36,8 +37,7 @@ async def measure(repeats: int) -> Table:
     table.add_column(f"poll {POLLS[0] * 1000:g} ms / ours", justify="right")
     for load_time in LOAD_TIMES:
         count = repeats if load_time < 5 else max(3, repeats // 5)
-        probed = [await _one(load_time + index * 0.013, announce=False) for index in range(count)]
-        announced = [await _one(load_time + index * 0.013, announce=True) for index in range(count)]
+        probed, announced = await _several(load_time, count)
         ours = [sample.ours for sample in probed]
         polls = [[sample.polls[index] for sample in probed] for index in range(len(POLLS))]
         share = f"{100 * statistics.median(ours) / load_time:.1f} %" if load_time else ""
@@ -54,6 +54,20 @@ async def measure(repeats: int) -> Table:
 
 def _shown(delays: Sequence[float]) -> str:
     return f"{statistics.median(delays) * 1000:.1f} ({max(delays) * 1000:.1f})"
+
+
+async def _several(load_time: float, count: int) -> tuple[list[Sample], list[Sample]]:
+    """Load as often as that without and with announcement: short loads by turns, long ones some at a time."""
+    side_by_side = load_time >= SIDE_BY_SIDE_FROM
+    step, at_once = (0.113, 5) if side_by_side else (0.013, 1)  # long ones end well apart
+    probed, announced = list[Sample](), list[Sample]()
+    while len(probed) < count:
+        times = [load_time + step * index for index in range(min(at_once, count - len(probed)))]
+        if not side_by_side:
+            times = [load_time + step * len(probed)]
+        for samples, announce in ((probed, False), (announced, True)):
+            samples += await asyncio.gather(*(_one(seconds, announce=announce) for seconds in times))
+    return probed, announced
 
 
 async def _one(load_time: float, *, announce: bool) -> Sample:

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from rich.table import Table
 
@@ -41,9 +42,8 @@ class Stream(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.write(self._request)
+        self._transport = cast(asyncio.Transport, transport)  # of uvloop, which are no subclasses
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         self.size += len(data)
@@ -83,7 +83,9 @@ async def ask(side: Side, prompt: str, streams: int) -> tuple[float, float, int]
     loop = asyncio.get_running_loop()
     body = json.dumps({"model": "source", "prompt": prompt}).encode()
     usage, began = Usage(side.pid), time.perf_counter()
-    opened = [await loop.create_connection(lambda: Stream(body, side.port), "127.0.0.1", side.port) for _ in range(streams)]
+    opened = [
+        await loop.create_connection(lambda: Stream(body, side.port), "127.0.0.1", side.port) for _ in range(streams)
+    ]
     await asyncio.gather(*(stream.ended for _, stream in opened))
     return time.perf_counter() - began, usage.cpu, sum(stream.size for _, stream in opened)
 

@@ -29,14 +29,20 @@ async def measure(repeats: int) -> Table:
     table = grid(
         f"sentinel: from SIGKILL of a program until nothing of its {RUNNERS} runners is left",
         f"medians of {count} kills, worst in brackets; ms. Each runner has a grandchild with a session of its own",
-        *("kept by", "runners gone", "grandchildren gone", f"left after {PATIENCE:g} s", "runners / ours"),
+        *(
+            "kept by",
+            "runners gone",
+            "grandchildren gone",
+            f"kills with some left after {PATIENCE:g} s",
+            "runners / ours",
+        ),
     )
     ours = [await _kill_ours() for _ in range(count)]
     bare = [await _kill_bare() for _ in range(count)]
     first = _median([runners for runners, _ in ours])
     for who, found in (("mlxsup", ours), ("PR_SET_PDEATHSIG", bare)):
         runners, forks = [one[0] for one in found], [one[1] for one in found]
-        left = sum(times.count(None) for times in (runners, forks))
+        left = sum(None in one for one in found)
         table.add_row(who, _shown(runners), _shown(forks), str(left), ratio(_median(runners), first))
     return table
 
@@ -83,7 +89,7 @@ async def _kill(record: Record, *arguments: str) -> tuple[float | None, float | 
 
 
 async def _gone(pids: list[int], began: float) -> float | None:
-    while any(map(alive, pids)):  # noqa: ASYNC110 - there is no event for the end of somebody else's child
+    while any(map(alive, pids)):
         await asyncio.sleep(0.002)
         if time.perf_counter() - began > PATIENCE:
             return None

@@ -12,6 +12,7 @@ import asyncio
 import json
 import re
 import sys
+from typing import cast
 
 import uvloop
 
@@ -40,8 +41,7 @@ class Exchange(asyncio.Protocol):
         self.work: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # of uvloop, which are no subclasses
         self.room.set()
 
     def data_received(self, data: bytes) -> None:

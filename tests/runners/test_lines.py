@@ -27,7 +27,7 @@ OUTPUT = st.lists(
 def lines_of(*chunks: bytes) -> list[str]:
     """What a splitter makes of these chunks, the unfinished line at the end included."""
     lines: list[str] = []
-    splitter = LineSplitter(lines.append)
+    splitter = LineSplitter(lines.append, lambda count: None)
     for chunk in chunks:
         splitter.feed(chunk)
     splitter.flush()
@@ -55,7 +55,7 @@ def test_a_line_without_newline_counts_at_the_end() -> None:
 
 def test_the_line_in_hand_can_be_looked_at() -> None:
     lines: list[str] = []
-    splitter = LineSplitter(lines.append)
+    splitter = LineSplitter(lines.append, lambda count: None)
     splitter.feed(b"one\nhalf a l")
     assert (lines, splitter.pending()) == (["one"], "half a l")
     splitter.feed(b"ine\n")
@@ -85,7 +85,7 @@ def test_the_line_after_a_long_one_is_its_own() -> None:
 def test_100_mb_without_newline_cost_less_than_2_mib(chunk: bytes) -> None:
     size = 100 * MIB if len(chunk) > 1000 else 10 * MIB  # tiny chunks are slow under tracemalloc
     lines: list[str] = []
-    splitter = LineSplitter(lines.append)
+    splitter = LineSplitter(lines.append, lambda count: None)
     tracemalloc.start()
     try:
         for _ in range(size // len(chunk)):

@@ -217,7 +217,7 @@ class TestReady:
         await waited(clock, (0, at()), (0, at()), (0, READY))
 
     async def test_a_runner_that_tells_is_not_asked(self, clock: Clock) -> None:
-        await waited(clock, (0, at()), prepare=lambda readiness, _: setattr(readiness, "told_ready", True))
+        await waited(clock, (0, at()), prepare=lambda readiness, _: readiness.tell_ready())
 
     async def test_without_a_health_path_it_is_enough_that_its_address_answers(self, clock: Clock) -> None:
         for unix in (True, False):
@@ -412,8 +412,7 @@ class TestReadyByte:
             loop = asyncio.get_running_loop()
 
             def ready() -> None:
-                readiness.told_ready = True
-                process.activity.note()
+                readiness.tell_ready()
 
             def later(left: int) -> None:
                 loop.call_soon(later, left - 1) if left else ready()
