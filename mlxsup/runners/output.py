@@ -41,7 +41,7 @@ _CLASSES: tuple[tuple[Cause, re.Pattern[str]], ...] = (
         "out_of_memory",
         re.compile(
             r"""out\ of\ memory | cannot\ allocate\ memory | \bMemoryError\b | std::bad_alloc | failed\ to\ allocate
-            | OutOfMemory | insufficient\ memory | unable\ to\ allocate | exceeds\ the\ maximum\ allowed\ buffer\ size""",
+            | OutOfMemory | insufficient\ memory | unable\ to\ allocate | maximum\ allowed\ buffer\ size""",
             re.IGNORECASE | re.VERBOSE,
         ),
     ),
@@ -55,7 +55,10 @@ _CLASSES: tuple[tuple[Cause, re.Pattern[str]], ...] = (
     ),
     (
         "port_in_use",
-        re.compile(r"address already in use|EADDRINUSE|port \d+ is (?:already )?in use", re.IGNORECASE),
+        re.compile(
+            r"address already in use|EADDRINUSE|port \d+ is (?:already )?in use|(?:couldn't|cannot|failed to) bind\b",
+            re.IGNORECASE,
+        ),
     ),
     (
         "gpu_timeout",
@@ -78,7 +81,9 @@ _CLASSES: tuple[tuple[Cause, re.Pattern[str]], ...] = (
     ),
 )
 _TRACEBACK = "Traceback (most recent call last):"
-_RAISED = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit|Warning|Iteration|Group)?(?::|$)")
+_GUTTER = re.compile(r"^ *[|+] (?:Exception Group )?")
+"""What the traceback of an exception group has in front of its lines."""
+_RAISED = re.compile(r"^[A-Za-z_][\w.<>]*(?::|$)")
 _ERROR = re.compile(r"^(?:\S+ +){0,4}(?:\[?(?:error|fatal|critical)\b\]?:?)|\b(?:error|failed|fatal)\b:", re.IGNORECASE)
 _RANK: dict[Cause, int] = {cause: -rank for rank, cause in enumerate(get_args(Cause))}
 """Higher wins: the classes are listed gravest first."""
@@ -187,18 +192,19 @@ class Diagnosis:
         cause = self._classify(line)
         if cause != "unknown" and _RANK[cause] >= _RANK[self.cause]:
             self.cause = cause
-            self._line = line.strip()
+            self._line = _GUTTER.sub("", line).strip()
         return cause != "unknown" or self._in_traceback
 
     def _classify(self, line: str) -> Cause:
-        if line.startswith(_TRACEBACK):
+        bare = _GUTTER.sub("", line)
+        if bare.startswith(_TRACEBACK):
             self._in_traceback = True
             return "unknown"
-        raised = self._in_traceback and not line[:1].isspace() and bool(_RAISED.match(line))
+        raised = self._in_traceback and not bare[:1].isspace() and bool(_RAISED.match(bare))
         if raised:
             self._in_traceback = False
         for cause, pattern in _CLASSES:
-            if pattern.search(line) and not (self._in_traceback and line[:1].isspace()):
+            if pattern.search(line) and not (self._in_traceback and bare[:1].isspace()):
                 return cause
         if raised:
             return "traceback"

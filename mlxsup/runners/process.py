@@ -18,6 +18,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
+import anyio
 import msgspec
 
 from mlxsup.errors import EngineUnavailable, LoadFailed
@@ -142,7 +143,7 @@ class Process:
         try:
             return await asyncio.shield(spawning)
         except asyncio.CancelledError:  # half a child is worse than a late one: have it whole, then end it
-            with suppress(LoadFailed):
+            with anyio.CancelScope(shield=True), suppress(LoadFailed):
                 process = await spawning
                 process.signal_group(signal.SIGKILL)
                 await process.watch()
