@@ -252,11 +252,37 @@ else:
 
 @LOOPS
 def test_a_program_that_forgets_to_leave_ends_and_leaves_nothing(loop: str) -> None:
-    """Its loop cancels every task at once, the supervisor's own too."""
     done = subprocess.run([sys.executable, "-c", CRASH, loop], capture_output=True, text=True, timeout=15, check=False)
     pid = int(done.stdout)
     assert not alive(pid)
     assert not [each for each in psutil.pids() if _is_of_group(each, pid) and alive(each)]
+
+
+@pytest.mark.parametrize("state", ["loading", "ready"])
+@pytest.mark.parametrize("first", range(6))
+@pytest.mark.parametrize("backwards", [False, True], ids=["forwards", "backwards"])
+async def test_the_end_of_the_loop_may_cancel_its_tasks_in_any_order(state: str, first: int, backwards: bool) -> None:
+    """All at once, as asyncio.run does when its program has ended, which has no order in it."""
+    before = asyncio.all_tasks()
+    async with Gate() as gate:
+        sup = await supervisor(f"gate@loading={gate.path}").__aenter__()
+        loading = asyncio.create_task(sup.load("m"), name="mlxsup caller")
+        arrival = await gate.arrival()
+        if state == "ready":
+            arrival.go()
+            await loading
+        pid = report(sup).pid
+        tasks = sorted(
+            (task for task in asyncio.all_tasks() - before if task.get_name().startswith("mlxsup")),
+            key=asyncio.Task.get_name,
+            reverse=backwards,
+        )
+        for task in tasks[first:] + tasks[:first]:
+            task.cancel()
+        with anyio.fail_after(5):
+            await asyncio.wait(tasks)
+        assert not alive(pid)
+        await sup.__aexit__(None, None, None)
 
 
 def _is_of_group(pid: int, group: int) -> bool:

@@ -41,17 +41,8 @@ def serve(settings: Settings) -> int:
         ConfigError: an address cannot be listened on.
     """
     daemon_logging.configure()
-    _keep_descriptors_private()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings))
-
-
-def _keep_descriptors_private() -> None:
-    """Whatever this process was given, such as systemd's sockets, is not for runners: uvloop closes nothing in children."""
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - their names are numbers
-        with contextlib.suppress(OSError):
-            if int(name) > 2:
-                os.set_inheritable(int(name), False)
 
 
 class _Stop:

@@ -80,6 +80,12 @@ _CLASSES: tuple[tuple[Cause, re.Pattern[str]], ...] = (
         ),
     ),
 )
+_TELLING = (
+    *(b"error", b"fatal", b"critical", b"traceback", b"memory", b"bad_alloc", b"allocate", b"buffer size"),
+    *(b"librar", b"image not found", b"shared object", b"importable", b"in use", b" bind", b"no such file", b"failed"),
+    *(b"timeout", b"hang", b"xid (", b"panic", b"segmentation", b"assert", b"terminat", b"what():"),
+)
+"""Words, folded, one of which is in every line that some class above matches: looked for at the speed of memory."""
 _TRACEBACK = "Traceback (most recent call last):"
 _GUTTER = re.compile(r"^ *[|+] (?:Exception Group )?")
 """What the traceback of an exception group has in front of its lines."""
@@ -98,11 +104,11 @@ def clean(raw: bytes) -> str:
 class LineSplitter:
     """Cuts chunks into lines. Of a line longer than LINE_HEAD + LINE_TAIL bytes the middle is left out, and said so.
 
-    Of a chunk with more than LINES_PER_CHUNK lines the middle ones are not even looked at, only counted by `on_skipped`: a
-    flood of short lines must not hold the loop.
+    Of a chunk with more than LINES_PER_CHUNK lines the middle ones go to `on_skipped` as they are, all at once: a flood of
+    short lines must not hold the loop.
     """
 
-    def __init__(self, on_line: Callable[[str], None], on_skipped: Callable[[int], None]) -> None:
+    def __init__(self, on_line: Callable[[str], None], on_skipped: Callable[[list[bytes]], None]) -> None:
         self._on_line = on_line
         self._on_skipped = on_skipped
         self._head = bytearray()
@@ -116,7 +122,7 @@ class LineSplitter:
         if len(whole) > LINES_PER_CHUNK:
             kept = LINES_PER_CHUNK // 2
             self._take(whole[:kept])
-            self._on_skipped(len(whole) - 2 * kept)
+            self._on_skipped(whole[kept:-kept])
             self._take(whole[-kept:])
         else:
             self._take(whole)
@@ -211,6 +217,15 @@ class Diagnosis:
         return "error" if _ERROR.search(line) else "unknown"
 
 
+def telling_lines(lines: list[bytes]) -> list[str]:
+    """Return, of a flood, the lines that may say what went wrong: the first and the last with each telling word."""
+    block = b"\n".join(lines)
+    folded = block.lower()
+    found = {place for word in _TELLING for place in (folded.find(word), folded.rfind(word)) if place >= 0}
+    starts = sorted({folded.rfind(b"\n", 0, place) + 1 for place in found})
+    return [clean(block[start : start + LINE_HEAD].partition(b"\n")[0]) for start in starts]
+
+
 class LastWords:
     """The first and the last lines of a stream, in order, with the gap between them named."""
 
@@ -252,7 +267,7 @@ class OutputRecord:
     it gets the first LINES_PER_SECOND, then one line with the number left out; all are kept and diagnosed.
     """
 
-    LINES_PER_SECOND = 500
+    LINES_PER_SECOND = 200
 
     def __init__(
         self,
@@ -320,9 +335,11 @@ class OutputRecord:
         else:
             self._withheld += 1
 
-    def _skip(self, stream: Stream, count: int) -> None:
-        self._words[stream].skip(count)
-        self._withheld += count
+    def _skip(self, stream: Stream, lines: list[bytes]) -> None:
+        self._words[stream].skip(len(lines))
+        self._withheld += len(lines)
+        for line in telling_lines(lines):
+            self._diagnoses[stream].read(line)
 
     def _tell_withheld(self, stream: Stream) -> None:
         if self._withheld:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import array
 import asyncio
-import errno
 import fcntl
 import os
 import signal
@@ -21,14 +20,12 @@ from typing import Any
 import anyio
 import msgspec
 
-from mlxsup.errors import EngineUnavailable, LoadFailed
-from mlxsup.runners import marks
+from mlxsup.errors import LoadFailed
+from mlxsup.runners import marks, spawning
 from mlxsup.runners.output import STREAMS, Cause, OutputRecord, Stream
 
 DRAIN_LIMIT = 1.0
 KILL_WAIT = 5.0
-SPAWN_DESCRIPTORS = 16
-"""Descriptors that a spawn may need at once, on either loop."""
 _DRAIN_PAUSE = 0.001
 
 
@@ -139,12 +136,12 @@ class Process:
             EngineUnavailable: the program is not there, not executable, or not for this machine.
             LoadFailed: the system has no room for another process or descriptor; another try may succeed.
         """
-        spawning = asyncio.create_task(cls._spawn(argv, {**env, marks.MARK: mark}, cwd, mark, output, pass_fds, stdin))
+        whole = asyncio.create_task(cls._spawn(argv, {**env, marks.MARK: mark}, cwd, mark, output, pass_fds, stdin))
         try:
-            return await asyncio.shield(spawning)
+            return await asyncio.shield(whole)
         except asyncio.CancelledError:  # half a child is worse than a late one: have it whole, then end it
             with anyio.CancelScope(shield=True), suppress(LoadFailed):
-                process = await spawning
+                process = await whole
                 process.signal_group(signal.SIGKILL)
                 await process.watch()
             raise
@@ -168,21 +165,21 @@ class Process:
                     reader, ends[stream] = os.pipe()
                     always.callback(os.close, ends[stream])
                     readers[stream] = on_failure.enter_context(os.fdopen(reader, "rb", buffering=0))
-                _require_descriptors()
-                if any("\0" in part for part in argv):  # uvloop would cut the argument there
-                    raise ValueError("an argument has a NUL byte")
-                child = await asyncio.create_subprocess_exec(
-                    *argv,
-                    stdin=stdin,
-                    stdout=ends["stdout"],
-                    stderr=ends["stderr"],
-                    env=env,
-                    cwd=cwd,
-                    pass_fds=tuple(pass_fds),
-                    start_new_session=True,
-                )
+                inheritable = await asyncio.to_thread(spawning.prepare, argv, env)
+                spawning.require_descriptors()
+                with spawning.kept_private(inheritable):
+                    child = await asyncio.create_subprocess_exec(
+                        *argv,
+                        stdin=stdin,
+                        stdout=ends["stdout"],
+                        stderr=ends["stderr"],
+                        env=env,
+                        cwd=cwd,
+                        pass_fds=tuple(pass_fds),
+                        start_new_session=True,
+                    )
             except (OSError, ValueError) as error:
-                raise spawn_error(argv[0], error, cwd) from error
+                raise spawning.spawn_error(argv[0], error, cwd) from error
             on_failure.pop_all()
         process = cls(child, mark, output)
         for stream in STREAMS:
@@ -274,40 +271,3 @@ def _bytes_waiting(fd: int) -> int:
     except (OSError, ValueError):  # closed: its end was read
         return 0
     return count[0]
-
-
-def _require_descriptors() -> None:
-    """Fail now if a spawn would run out of descriptors half-way: uvloop leaks those that it had opened by then.
-
-    Raises:
-        OSError: EMFILE or ENFILE.
-    """
-    with ExitStack() as opened:
-        for _ in range(SPAWN_DESCRIPTORS):
-            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-
-
-def spawn_error(program: str, error: OSError | ValueError, cwd: str | None = None) -> LoadFailed:
-    """Turn a failed spawn into the error a caller sees."""
-    number = error.errno if isinstance(error, OSError) else None
-    permanent = number in _PERMANENT or isinstance(error, ValueError)
-    why = _REASONS.get(number or 0) or getattr(error, "strerror", None) or str(error)
-    what = program
-    if cwd is not None and number in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(cwd):
-        what, why = f"{program} in {cwd}", "no such folder"
-    kind = EngineUnavailable if permanent else LoadFailed
-    return kind(f"cannot start {what}: {why}", details={"permanent": permanent, "stage": "spawn", "errno": number})
-
-
-_PERMANENT = frozenset(
-    (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG)
-)
-_REASONS = {
-    errno.ENOENT: "no such file",
-    errno.EACCES: "not executable",
-    errno.ENOEXEC: "not a program for this machine",
-    errno.EMFILE: "this process has no descriptors left (ulimit -n)",
-    errno.ENFILE: "the system has no descriptors left",
-    errno.EAGAIN: "the system has no room for another process (ulimit -u)",
-    errno.ENOMEM: "the system has no memory for another process",
-}

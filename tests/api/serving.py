@@ -65,7 +65,7 @@ def supervisor(models: Models, **server: Any) -> Supervisor:
 async def until(true: Callable[[], bool]) -> None:
     """Wait until something is true."""
     with anyio.fail_after(LIMIT):
-        while not true():  # noqa: ASYNC110 - what other processes do is no event here
+        while not true():
             await anyio.sleep(0.005)
 
 

@@ -61,7 +61,7 @@ async def test_the_content_type_does_not_matter() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_of_100_mb_is_refused_without_being_held(chunked: bool) -> None:  # noqa: FBT001 - two ways to send
+async def test_a_body_of_100_mb_is_refused_without_being_held(chunked: bool) -> None:
     async def blocks() -> AsyncIterator[bytes]:
         for _ in range(HUGE // 1_000_000):
             yield bytes(1_000_000)

@@ -69,7 +69,7 @@ async def test_text_streams_to_stdout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("local", [True, False])
-async def test_json_is_a_line_for_each_chunk_and_names_the_file(local: bool, tmp_path: Path) -> None:  # noqa: FBT001 - both ways
+async def test_json_is_a_line_for_each_chunk_and_names_the_file(local: bool, tmp_path: Path) -> None:
     config = write_config(tmp_path, {"m": fake_runner("steps=2; image=5000")})
     arguments = ["run", "m", "p", "--json", "--output", "x.png"]
     async with serving(config) as daemon:

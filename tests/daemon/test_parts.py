@@ -41,7 +41,7 @@ LIMIT = 10.0
         ("unix:/run/x", "unix:/run/x", True),
     ],
 )
-def test_an_address_is_written_as_it_was_read_and_reached_from_this_machine(text: str, url: str, local: bool) -> None:  # noqa: FBT001 - a table
+def test_an_address_is_written_as_it_was_read_and_reached_from_this_machine(text: str, url: str, local: bool) -> None:
     address = parse_listen(text)
     assert written(address) == text
     assert local_url(address) == url
@@ -140,7 +140,7 @@ async def test_an_ignored_signal_stays_ignored() -> None:
 
 
 @pytest.mark.parametrize("abstract", [False, pytest.param(True, marks=pytest.mark.skipif("sys.platform != 'linux'"))])
-def test_the_service_manager_hears_of_it(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: FBT001 - two kinds
+def test_the_service_manager_hears_of_it(abstract: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"@mlxsup-{os.getpid()}" if abstract else str(tmp_path / "n")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + name[1:] if abstract else name)

@@ -79,7 +79,7 @@ async def test_a_signal_while_a_model_loads_ends_it_too(tmp_path: Path) -> None:
     async with serving(write_config(tmp_path, {"m": fake_runner("load=forever")})) as daemon:
         loading = asyncio.create_task(_load(daemon.url))
         with anyio.fail_after(LIMIT):
-            while (pid := await daemon.pid_of("m")) < 0:  # noqa: ASYNC110 - another process starts it
+            while (pid := await daemon.pid_of("m")) < 0:
                 await anyio.sleep(0.01)
         daemon.child.send(signal.SIGTERM)
         assert await daemon.child.ended() == 0
@@ -166,7 +166,7 @@ async def test_killed_it_leaves_no_runner(tmp_path: Path) -> None:
         os.kill(daemon.child.pid, signal.SIGKILL)
         assert await daemon.child.ended() == -signal.SIGKILL
         with anyio.fail_after(LIMIT):
-            while alive(pid):  # noqa: ASYNC110 - another process ends
+            while alive(pid):
                 await anyio.sleep(0.01)
 
 

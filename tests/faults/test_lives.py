@@ -231,5 +231,5 @@ async def test_many_lives_leave_no_descriptors() -> None:
             with pytest.raises(LoadFailed):
                 await sup.load("n")
         await anyio.sleep(0.05)
-        counts.append(len(list(Path("/dev/fd").iterdir())))  # noqa: ASYNC240 - memory, no disk
+        counts.append(len(list(Path("/dev/fd").iterdir())))
     assert counts[1] == counts[-1]

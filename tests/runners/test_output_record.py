@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tracemalloc
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,13 +137,19 @@ def test_noise_is_neither_told_nor_kept_nor_the_last_line() -> None:
     assert record.last_error == "loading"
 
 
+def flood(record: OutputRecord, line: bytes, count: int) -> None:
+    """So many lines, in chunks of a size that none of it is passed over."""
+    for start in range(0, count, 100):
+        record.feed("stderr", line * min(100, count - start))
+
+
 class TestFloods:
     LIMIT = OutputRecord.LINES_PER_SECOND
 
     def test_what_is_beyond_the_limit_of_a_second_is_withheld_and_counted(self) -> None:
         told = Told()
         record = told.record()
-        record.feed("stderr", b"spam\n" * (self.LIMIT + 7))
+        flood(record, b"spam\n", self.LIMIT + 7)
         assert told.lines == [("stderr", "spam")] * self.LIMIT
         told.now += 1.0
         record.feed("stderr", b"next\n")
@@ -151,7 +158,7 @@ class TestFloods:
     def test_the_count_is_told_at_the_end_at_the_latest(self) -> None:
         told = Told()
         record = told.record()
-        record.feed("stderr", b"spam\n" * (self.LIMIT + 3))
+        flood(record, b"spam\n", self.LIMIT + 3)
         record.end("stderr")
         assert told.lines[-1] == ("stderr", "[... 3 lines not logged ...]")
 
@@ -159,7 +166,7 @@ class TestFloods:
         told = Told()
         record = told.record()
         for _ in range(3):
-            record.feed("stderr", b"line\n" * self.LIMIT)
+            flood(record, b"line\n", self.LIMIT)
             told.now += 1.0
         assert told.lines == [("stderr", "line")] * (3 * self.LIMIT)
 
@@ -169,6 +176,18 @@ class TestFloods:
         record.feed("stderr", b"spam\n" * self.LIMIT + b"CUDA out of memory\nthe end\n")
         assert (record.cause, record.last_error) == ("out_of_memory", "CUDA out of memory")
         assert record.last_words()[-2:] == ["CUDA out of memory", "the end"]
+
+    @pytest.mark.parametrize("chunk", [1 << 8, 1 << 18, 1 << 20])
+    @pytest.mark.parametrize("before", [0, 1000, 10_000, 30_000])
+    def test_an_error_in_its_midst_is_found_wherever_it_stands(self, before: int, chunk: int) -> None:
+        """What is too much to log is looked at all the same: how the pipe cut it must make no difference."""
+        told = "Traceback (most recent call last):\n  File 'x'\nMemoryError"
+        output = b"progress\n" * before + told.encode() + b"\n" + b"progress\n" * 10_000
+        record = Told().record()
+        for start in range(0, len(output), chunk):
+            record.feed("stderr", output[start : start + chunk])
+        record.end("stderr")
+        assert (record.cause, record.last_error) == ("out_of_memory", "MemoryError")
 
     @given(st.lists(st.tuples(st.integers(1, 900), st.sampled_from([0.0, 0.4, 1.0, 5.0])), max_size=12))
     def test_every_line_is_either_told_or_counted(self, bursts: list[tuple[int, float]]) -> None:
@@ -183,7 +202,6 @@ class TestFloods:
         assert plain + sum(counted) == sum(lines for lines, _ in bursts)
 
     def test_lines_of_the_longest_kind_cost_little(self) -> None:
-
         record = OutputRecord(lambda stream, line, *, is_error: None)
         chunk = (b"\xff" * 8191 + b"\n") * 16
         tracemalloc.start()

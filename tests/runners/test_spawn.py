@@ -17,7 +17,8 @@ import pytest
 
 from mlxsup.errors import EngineUnavailable, LoadFailed
 from mlxsup.runners.output import OutputRecord
-from mlxsup.runners.process import Process, spawn_error
+from mlxsup.runners.process import Process
+from mlxsup.runners.spawning import spawn_error
 
 from .children import ENV, LINUX, Child, descriptors, marked, new_mark, python, spawn, until
 

@@ -1,0 +1,112 @@
+"""What /proc tells of other processes is what the system's own library tells, and nothing of who is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from mlxsup.runners import footprint, procfs
+
+from .children import LIMIT, LINUX
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="Linux's /proc")
+
+GONE = 2**22 + 5
+FAMILY = """
+import os, signal
+held = bytearray(b"x") * (20 << 20)
+reading, writing = os.pipe()
+if os.fork() == 0:
+    more = bytearray(b"y") * (30 << 20)
+    os.write(writing, b"1")
+    signal.pause()
+os.read(reading, 1)
+os.write(1, b"up\\n")
+signal.pause()
+"""
+
+
+@pytest.fixture
+def family() -> Iterator[psutil.Process]:
+    """A process of 20 MiB with a child of 30 MiB more, and a name that is hard to parse."""
+    argv = ["a (b) c) 1 2", "-I", "-S", "-c", FAMILY]
+    with subprocess.Popen(argv, executable=sys.executable, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        try:
+            yield psutil.Process(process.pid)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_it_sees_the_same_tree(family: psutil.Process) -> None:
+    assert procfs.children(family.pid) == [child.pid for child in family.children()]
+    assert procfs.group(family.pid) == family.pid
+    assert all(procfs.group(child) == family.pid for child in procfs.children(family.pid))
+    assert {family.pid, os.getpid()} <= set(procfs.processes())
+
+
+def test_the_memory_of_a_tree_is_that_of_all_its_members(family: psutil.Process) -> None:
+    alone = procfs.resident(family.pid)
+    assert alone == pytest.approx(family.memory_info().rss, abs=1 << 20)
+    assert 20 << 20 < alone < 60 << 20
+    whole = footprint.measure(family.pid)
+    assert whole == pytest.approx(alone + sum(child.memory_info().rss for child in family.children()), abs=1 << 20)
+    assert whole > alone + (30 << 20)
+
+
+def test_a_stopped_process_is_seen_as_such(family: psutil.Process) -> None:
+    assert not footprint.look(family.pid).stopped
+    family.suspend()
+    os.waitid(os.P_PID, family.pid, os.WSTOPPED)
+    sight = footprint.look(family.pid)
+    assert sight.stopped
+    assert sight.resident > 0
+    family.resume()
+    os.waitid(os.P_PID, family.pid, os.WCONTINUED)
+    assert not footprint.look(family.pid).stopped
+
+
+def test_a_start_time_tells_two_processes_apart(family: psutil.Process) -> None:
+    assert procfs.start_time(family.pid) == procfs.start_time(family.pid) != ""
+    assert int(procfs.start_time(os.getpid())) <= int(procfs.start_time(family.pid))
+
+
+def test_an_environment_is_found_at_the_beginning_of_its_variables(family: psutil.Process) -> None:
+    found = procfs.environment(family.pid)
+    assert found.startswith(b"\0")
+    assert f"\0PATH={os.environ['PATH']}\0".encode() in found
+
+
+def test_a_zombie_is_not_running() -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not procfs.is_running(process.pid)
+    assert footprint.measure(process.pid) == 0
+    process.wait(LIMIT)
+
+
+def test_of_who_is_gone_there_is_nothing() -> None:
+    assert not procfs.is_running(GONE)
+    assert procfs.children(GONE) == []
+    assert (procfs.resident(GONE), procfs.group(GONE)) == (0, -1)
+    assert (procfs.environment(GONE), procfs.start_time(GONE)) == (b"", "")
+    assert not procfs.holds_socket(GONE, ["1"])
+    assert footprint.look(GONE) == footprint.Sight(0, stopped=False)
+
+
+def test_without_proc_it_is_asked_of_the_system(family: psutil.Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = footprint.measure(family.pid)
+    monkeypatch.setattr(procfs, "AVAILABLE", False)
+    assert footprint.measure(family.pid) == pytest.approx(expected, abs=4 << 20)
+    assert procfs.processes() == []
+    assert footprint.look(GONE) == footprint.Sight(0, stopped=False)
+    family.suspend()
+    os.waitid(os.P_PID, family.pid, os.WSTOPPED)
+    assert footprint.look(family.pid).stopped
