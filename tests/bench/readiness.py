@@ -66,7 +66,7 @@ async def _several(load_time: float, count: int) -> tuple[list[Sample], list[Sam
         if not side_by_side:
             times = [load_time + step * len(probed)]
         for samples, announce in ((probed, False), (announced, True)):
-            samples += await asyncio.gather(*(_one(seconds, announce=announce) for seconds in times))
+            samples.extend(await asyncio.gather(*(_one(seconds, announce=announce) for seconds in times)))
     return probed, announced
 
 
