@@ -102,7 +102,10 @@ def test_a_file_that_cannot_be_written_is_found_before_any_work(
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line_and_1(tmp_path: Path, capsys: Capture) -> None:
-    config = write_config(tmp_path, {"m": fake_runner("stderr=no weights here; exit=3"), "n": {"engine": "imagegen", "path": "builtin:emoji"}})
+    config = write_config(
+        tmp_path,
+        {"m": fake_runner("stderr=no weights here; exit=3"), "n": {"engine": "imagegen", "path": "builtin:emoji"}},
+    )
     assert main(["run", "m", "p", "--config", str(config), "--output", str(tmp_path / "x")]) == 1
     said = capsys.readouterr().err
     assert "no weights here" in said
