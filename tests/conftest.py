@@ -42,7 +42,6 @@ LOOPS: Final = {
 BLOCKING_ALLOWED: Final = {
     ("mlxsup/config/files.py", "read"): "one small file, before anything is served; from_config is no coroutine",
     ("mlxsup/runners/guard.py", "__init__"): "makes a folder for sockets, once, as the supervisor is entered",
-    ("mlxsup/engines/command.py", "launch"): "looks for one program on PATH, once a start",
     ("mlxsup/runners/spawning.py", "spawn_error"): "looks at one folder, after a start that failed",
     ("logging/__init__.py", "handle"): "a log line goes where the program's handlers send it",
 }

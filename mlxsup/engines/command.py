@@ -26,6 +26,7 @@ class CommandKeys(msgspec.Struct, frozen=True, kw_only=True):
         msgspec.Meta(
             min_length=1,
             description="program and arguments; {port}, {socket}, {path}, {model}, {python}, {ready_fd} are filled in",
+            examples=[["./server", "--port", "{port}", "--model", "{path}"]],
         ),
     ]
     dialect: Annotated[
