@@ -67,12 +67,14 @@ def _row(runner: RunnerReport, now: float) -> tuple[str, ...]:
     state: str = runner.state
     if runner.state == "starting" and runner.progress is not None:
         state += f" {runner.progress:.0%}"
-    used = runner.memory.measured or runner.memory.estimated
+    memory = human_size(runner.memory.measured) if runner.memory.measured else "-"
+    if memory == "-" and runner.pid > 0:
+        memory = f"~{human_size(runner.memory.estimated)}"  # not measured yet: what was reserved
     return (
         runner.model,
         state,
         str(runner.pid) if runner.pid > 0 else "-",
-        human_size(used) if used else "-",
+        memory,
         str(runner.leases),
         str(runner.queue),
         "-" if runner.expires is None else _duration(runner.expires - now),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import platform
 import subprocess
 import sys
@@ -107,16 +108,17 @@ class ImagegenEngine(Engine):
         return weights.image_working_set(max_pixels(model), 1)
 
     def check_request(self, model: ModelSettings, request: CompletionRequest) -> None:
-        """Refuse pictures larger than memory was reserved for."""
+        """Refuse pictures larger than memory was reserved for; the models that ship know their own bounds."""
         super().check_request(model, request)
-        pixels = (request.width or request.height or 0) * (request.height or request.width or 0)
-        if pixels > max_pixels(model):
-            told = (
-                f"{request.width} x {request.height} is more than the {max_pixels(model)} pixels memory is reserved for"
-            )
+        if model.path in BUILTIN and not _configured_pixels(model):
+            return
+        limit = max_pixels(model)
+        width, height = request.width or math.isqrt(limit), request.height or math.isqrt(limit)
+        if width * height > limit:
+            key = f"models.{model.name}.max_pixels"
             raise InvalidRequest(
-                f"{told}; the key is models.{model.name}.max_pixels",
-                details={"param": "width", "key": f"models.{model.name}.max_pixels"},
+                f"{width} x {height} is more than the {limit} pixels that memory is reserved for; the key is {key}",
+                details={"param": "width", "key": key},
             )
 
     def unsupported(self, request: CompletionRequest) -> list[str]:
@@ -126,10 +128,11 @@ class ImagegenEngine(Engine):
 
 def max_pixels(model: ModelSettings) -> int:
     """Return the width x height that is reserved for: as configured, else the pipeline's own size squared."""
-    options = model.options
-    if isinstance(options, ImagegenKeys) and options.max_pixels is not None:
-        return options.max_pixels
-    return _BUILTIN_PIXELS if model.path in BUILTIN else _PIPELINE_PIXELS
+    return _configured_pixels(model) or (_BUILTIN_PIXELS if model.path in BUILTIN else _PIPELINE_PIXELS)
+
+
+def _configured_pixels(model: ModelSettings) -> int | None:
+    return model.options.max_pixels if isinstance(model.options, ImagegenKeys) else None
 
 
 def _unavailable(model: ModelSettings, why: str) -> EngineUnavailable:

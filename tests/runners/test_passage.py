@@ -22,8 +22,9 @@ LINE = b'{"content":"a "}\n'
 DONE = b'{"content":"b","done":true,"seed":7}\n'
 STEP = b'{"step":1,"total":2}\n'
 
+ESCAPED = st.lists(st.sampled_from(['"', "\\", "/", "\n", "a", "é", "\x1f", "😀"]), max_size=90).map("".join)
 JSON = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.text(max_size=90)),
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.text(max_size=90), ESCAPED),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=9), inner, max_size=4)),
     max_leaves=12,
 )

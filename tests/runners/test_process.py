@@ -155,6 +155,19 @@ class TestGrandchildren:
         assert record.code == 7
         assert record.last_words == ["bye"]
 
+    async def test_nor_does_it_hide_a_last_line_without_newline(self) -> None:
+        code = """
+            import os
+            if os.fork() == 0:
+                os.setsid()
+                os.read(os.pipe()[0], 1)
+            os.write(2, b"loading\\nerror: half a li")
+            os._exit(7)
+        """
+        async with child(python(code)) as it:
+            record = await it.process.wait()
+        assert (record.cause, record.last_error) == ("error", "error: half a li")
+
     async def test_one_that_writes_for_ever_does_not_hide_it_either(self) -> None:
         code = """
             import os

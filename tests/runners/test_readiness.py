@@ -302,18 +302,18 @@ class TestDeadline:
         assert error.details["last_words"] == ["opening model.gguf"]
 
     async def test_progress_that_goes_back_is_none(self, clock: Clock) -> None:
-        with pytest.raises(LoadTimeout):
+        with pytest.raises(LoadTimeout, match="no progress"):
             await waited(clock, (6, at(0.5)), (6, at(0.4)), (6, at(0.45)), (6, at(0.44)))
 
     async def test_the_same_progress_again_is_none(self, clock: Clock) -> None:
-        with pytest.raises(LoadTimeout):
+        with pytest.raises(LoadTimeout, match="no progress"):
             await waited(clock, (6, at(0.0)))
 
     async def test_output_is_none(self, clock: Clock) -> None:
         def chatter(readiness: Readiness, process: FakeProcess) -> None:
             process.activity = _Chatter()
 
-        with pytest.raises(LoadTimeout):
+        with pytest.raises(LoadTimeout, match="no progress"):
             await waited(clock, (3, at()), prepare=chatter)
 
     async def test_memory_that_grows_moves_it_on(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,9 +322,9 @@ class TestDeadline:
         await waited(clock, *((6, at()) for _ in range(10)), (0, READY))
 
     async def test_memory_that_wavers_does_not(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-        sizes = iter([100 << 20, (100 << 20) + 4096, 90 << 20, 100 << 20, (101 << 20) - 1] * 100)
+        sizes = (size + up for up in range(0, 1 << 30, 4096) for size in (100 << 20, 90 << 20))
         monkeypatch.setattr(footprint, "measure", lambda pid: next(sizes))
-        with pytest.raises(LoadTimeout):
+        with pytest.raises(LoadTimeout, match="no progress"):
             await waited(clock, (6, at()))
 
     async def test_there_is_a_cap_that_nothing_moves(self, clock: Clock) -> None:

@@ -23,7 +23,7 @@ from .driving import policy
 
 POLICIES: dict[str, Policy] = {
     "plain": policy(keep_alive=5, concurrency=1, queue=3, drain_timeout=10),
-    "wide": policy(keep_alive=0, concurrency=2, queue=2, drain_timeout=0),
+    "wide": policy(keep_alive=0, concurrency=2, queue=2, drain_timeout=7),
     "kept": policy(keep_alive=-1, concurrency=1, queue=4, drain_timeout=3),
 }
 QUEUE = 5

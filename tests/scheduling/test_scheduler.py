@@ -308,6 +308,14 @@ class TestUnload:
         assert stopped(driver.release(lease)) == ["m"]
         assert done(driver.gone()) == [ticket]
 
+    def test_all_of_it(self) -> None:
+        driver = Driver(m=policy(concurrency=2))
+        first = driver.leased()
+        second, _ = driver.acquire()
+        driver.unload()
+        assert driver.release(first) == []
+        assert stopped(driver.release(second)) == ["m"]
+
     def test_but_not_longer_than_its_deadline(self) -> None:
         driver = Driver(m=policy(drain_timeout=30))
         driver.leased()
