@@ -58,7 +58,7 @@ def test_a_row_tells_what_a_person_wants_to_know() -> None:
         expires=1000.0,
         last_error="a\nb",
     )
-    assert _row(loading, 1000.0 - 3700) == ("m", "starting 41%", "7", "3.0 GiB", "2", "1", "in 1h 1m", "a b")
+    assert _row(loading, 1000.0 - 3700) == ("m", "starting 41%", "7", "~3.0 GiB", "2", "1", "in 1h 1m", "a b")
     assert _row(loading, 1000.0 - 250)[6] == "in 4m 10s"
     assert _row(loading, 1000.0 + 5)[6] == "in 0s"
     assert _table([("A", "LONG"), ("wide", "x")]) == "A     LONG\nwide  x\n"
