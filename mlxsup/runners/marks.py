@@ -17,10 +17,13 @@ MARK = "MLXSUP_RUNNER"
 
 
 def marked(mark: str) -> list[int]:
-    """Return the pids of living processes whose mark starts with `mark`. Linux only; elsewhere the list is empty.
+    """Return the pids of living processes whose mark starts with `mark`.
 
-    Takes some milliseconds: call it off the loop.
+    Linux tells by /proc, macOS by KERN_PROCARGS2, which psutil reads (never run there by us). Takes some milliseconds: call
+    it off the loop.
     """
+    if not procfs.AVAILABLE:
+        return _marked_by_psutil(mark)
     needle = f"\0{MARK}={mark}".encode()
     return [pid for pid in procfs.processes() if needle in procfs.environment(pid) and procfs.is_running(pid)]
 
@@ -37,6 +40,17 @@ def group_members(pgid: int) -> list[int]:
     if not procfs.AVAILABLE:
         return [pgid]
     return [pid for pid in procfs.processes() if procfs.group(pid) == pgid and procfs.is_running(pid)]
+
+
+def _marked_by_psutil(mark: str) -> list[int]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK, "").startswith(mark) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def kill(pids: list[int]) -> None:

@@ -353,13 +353,21 @@ class Runner:
             if writer is not None:
                 os.close(writer)
         self._guard.watch(self._process.pid)
-        self._watcher = asyncio.create_task(self._watch(self._process), name=f"mlxsup watch {self.model.name}")
+        self._start_watch(self._process)
         log.info("started %s on %s", self.model.name, self.address, extra=self._facts())
         return reader
+
+    def _start_watch(self, process: Process) -> None:
+        self._watcher = asyncio.create_task(self._watch(process), name=f"mlxsup watch {self.model.name}")
 
     async def _watch(self, process: Process) -> None:
         try:
             self.exit = await process.watch()
+        except (
+            asyncio.CancelledError
+        ):  # with every other task, as at the end of asyncio.run: somebody must see the exit
+            self._start_watch(process)
+            raise
         finally:
             self._interrupt()
 
@@ -379,9 +387,6 @@ class Runner:
         """Stop the process if it runs, see that nothing of it is left, give back what it held."""
         process, session = self._process, self._session
         if process is not None:
-            if self.exit is None and (self._watcher is None or self._watcher.done()):
-                # cancelled with every other task, as at the end of asyncio.run: somebody must see the exit
-                self._watcher = asyncio.create_task(self._watch(process), name=f"mlxsup watch {self.model.name}")
             number = getattr(signal, self.model.stop_signal) if self.model.stop_signal else self._engine.stop_signal
             reaped = await process.stop(number, self.model.stop_grace)
             left = await process.sweep()
@@ -390,7 +395,7 @@ class Runner:
                 reaped = await process.stop(signal.SIGKILL, self.model.stop_grace)
                 left = await process.sweep()
             if self._watcher is not None:
-                await self._watcher
+                await asyncio.wait({self._watcher})
             self._guard.forget(process.pid)
         if session is not None:
             await session.close()

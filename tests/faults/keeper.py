@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 
 from mlxsup import Supervisor
@@ -24,6 +25,7 @@ async def keep(models: dict[str, object], load: list[str]) -> None:
 
 if __name__ == "__main__":
     loop, told, load = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
     if loop == "uvloop":
         import uvloop
 

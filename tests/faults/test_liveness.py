@@ -1,0 +1,94 @@
+"""Runners that live and do no work: stopped ones and wedged ones are ended and made anew, busy ones are left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import Any
+
+import anyio
+import pytest
+
+from mlxsup import MlxsupError
+from mlxsup.errors import RunnerDied
+from mlxsup.testing import EventRecorder, Gate, fake_runner
+from tests.faults.house import LIMIT, alive, collect, kill, report, state_is, supervisor, words
+
+pytestmark = pytest.mark.anyio
+
+QUICK: dict[str, Any] = {"probe_interval": "0.05s", "probe_timeout": "0.1s"}
+
+
+async def test_a_stopped_runner_is_seen_and_ended_while_it_streams() -> None:
+    async with Gate() as gate, supervisor(m=fake_runner(f"tokens=5; gate@2={gate.path}")) as sup:
+        work = asyncio.create_task(collect(sup))
+        await gate.arrival("2")
+        pid = report(sup).pid
+        began = time.monotonic()
+        kill(pid, signal.SIGSTOP)
+        with anyio.fail_after(LIMIT), pytest.raises(RunnerDied, match="was stopped and does no work") as caught:
+            await work
+        assert time.monotonic() - began < 5.0  # two looks a second apart, and room for a busy machine
+        assert caught.value.details["cause"] == "wedged"
+        await state_is(sup, "failed")
+        assert not alive(pid)
+        gate.open()
+        assert words(await collect(sup)) == "t1 t2 t3 t4 t5 "
+        assert report(sup).pid != pid
+
+
+async def test_a_stopped_runner_is_seen_and_ended_while_it_idles() -> None:
+    async with supervisor(m=fake_runner()) as sup, EventRecorder(sup) as recorder:
+        await sup.load("m")
+        pid = report(sup).pid
+        kill(pid, signal.SIGSTOP)
+        with anyio.fail_after(LIMIT):
+            event = await recorder.until("m", "failed")
+        assert "stopped" in event.reason
+        assert not alive(pid)
+
+
+async def test_an_idle_runner_that_does_not_answer_its_health_is_ended() -> None:
+    async with supervisor(m=fake_runner("wedge@end", **QUICK)) as sup, EventRecorder(sup) as recorder:
+        assert words(await collect(sup)) == "t1 t2 t3 "
+        pid = report(sup).pid
+        with anyio.fail_after(LIMIT):
+            event = await recorder.until("m", "failed")
+        assert "did not answer 3 probes" in event.reason
+        assert not alive(pid)
+        assert words(await collect(sup)) == "t1 t2 t3 "
+
+
+async def test_a_busy_runner_that_does_not_answer_its_health_is_left_alone() -> None:
+    async with Gate() as gate:
+        entry = fake_runner(f"wedge@request; tokens=3; gate@1={gate.path}", silence_timeout="30s", **QUICK)
+        async with supervisor(m=entry) as sup, EventRecorder(sup) as recorder:
+            work = asyncio.create_task(collect(sup))
+            arrival = await gate.arrival("1")
+            await asyncio.sleep(1.0)  # time for six missed probes
+            assert recorder.states("m") == ["starting", "ready"]
+            arrival.go()
+            assert words(await work) == "t1 t2 t3 "
+
+
+async def test_a_busy_runner_that_is_silent_too_is_ended() -> None:
+    entry = fake_runner("wedge@request; tokens=3; hang@1", silence_timeout="0.6s", concurrency=2, **QUICK)
+    async with supervisor(m=entry) as sup, EventRecorder(sup) as recorder:
+        async with sup.lease("m"):
+            with anyio.fail_after(LIMIT), pytest.raises(MlxsupError):
+                await collect(sup)
+            with anyio.fail_after(LIMIT):
+                event = await recorder.until("m", "failed")
+        assert "silent" in event.reason or "did not answer" in event.reason
+
+
+async def test_the_wall_clock_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = time.time
+    async with supervisor(m=fake_runner(keep_alive="1h")) as sup, EventRecorder(sup) as recorder:
+        await sup.load("m")
+        for days in (1, -1):
+            monkeypatch.setattr(time, "time", lambda days=days: real() + days * 86400)
+            assert words(await collect(sup)) == "t1 t2 t3 "
+        assert recorder.states("m") == ["starting", "ready"]
+        assert report(sup).state == "ready"
