@@ -1,0 +1,103 @@
+"""`python -m tests.soak [--cycles N]`: N lives of runners, half of them on each event loop, after which nothing has grown.
+
+Descriptors, threads, tasks, children, files, the supervisor's tables and its objects must be as many as they were when it was
+warm, and memory at most 1 MiB more. Prints a table; ends with 1 and a list of what has grown if something has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from tests.soak.counting import MAX_GROWTH, MIB, Look
+from tests.soak.lives import LIVES
+
+LOOPS = ("asyncio", "uvloop")
+ROOT = Path(__file__).parents[2]
+FEWEST = 800
+"""Fewer cycles would hardly warm the process up."""
+TRACED = 1200
+
+
+def main() -> int:
+    """Run both loops side by side, print what was found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--cycles", type=int, default=10_000, help="starts and stops in all (default: 10000)")
+    options = parser.parse_args()
+    if options.cycles < FEWEST:
+        parser.error(f"at least {FEWEST} cycles are needed to tell growth from warming up")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    began = time.monotonic()
+    found = asyncio.run(_soak(options.cycles // len(LOOPS)))
+    took = time.monotonic() - began
+    failed = False
+    for loop, looks in found.items():
+        if looks is None:
+            failed = True
+            console.print(f"{loop}: ended before its time", style="red")
+            continue
+        console.print(_table(loop, looks))
+        grown = _growth(looks)
+        for line in grown:
+            console.print(line, style="red", markup=False, highlight=False)
+        failed = failed or bool(grown)
+        if _memory_growth(looks) > MAX_GROWTH:
+            console.print(f"{loop}: once more, to see where the memory goes", style="yellow")
+            asyncio.run(_laps(loop, TRACED, "--trace"))
+    kinds = f"{len(LIVES)} kinds of life"
+    console.print(f"{options.cycles} cycles of {kinds} in {took:.0f} s, load {os.getloadavg()[0]:.2f}")
+    return int(failed)
+
+
+async def _soak(cycles: int) -> dict[str, list[Look] | None]:
+    looks = await asyncio.gather(*(_laps(loop, cycles) for loop in LOOPS))
+    return dict(zip(LOOPS, looks, strict=True))
+
+
+async def _laps(loop: str, cycles: int, *options: str) -> list[Look] | None:
+    words = ("-W", "error", "-m", "tests.soak.laps", loop, str(cycles), *options)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=pipe, cwd=ROOT)
+    try:
+        out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return msgspec.json.decode(out, type=list[Look]) if process.returncode == 0 else None
+
+
+def _table(loop: str, looks: list[Look]) -> Table:
+    table = Table(title=f"{loop}: what there is after so many cycles")
+    table.add_column("")
+    for one in looks:
+        table.add_column(str(one.cycles), justify="right")
+    for kind in looks[0].counts:
+        table.add_row(kind, *(str(one.total(kind)) for one in looks))
+    table.add_row("memory MiB", *(f"{one.memory / MIB:.2f}" for one in looks))
+    return table
+
+
+def _growth(looks: list[Look]) -> list[str]:
+    """What has grown from the first look to the last and is no passing thing: it was there one look before, too."""
+    first, before, last = looks[0], looks[-2], looks[-1]
+    lasting = set(before.beyond(first)) | {line.rpartition(" -> ")[0] for line in before.beyond(first)}
+    grown = [line for line in last.beyond(first) if line.rpartition(" -> ")[0] in lasting]
+    if (memory := _memory_growth(looks)) > MAX_GROWTH:
+        grown.append(f"memory: {memory / MIB:.2f} MiB more than when it was warm, {MAX_GROWTH / MIB:g} may be")
+    return grown
+
+
+def _memory_growth(looks: list[Look]) -> int:
+    return min(one.memory for one in looks[-2:]) - looks[0].memory
+
+
+if __name__ == "__main__":
+    sys.exit(main())

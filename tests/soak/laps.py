@@ -1,0 +1,136 @@
+"""`python -m tests.soak.laps LOOP CYCLES [--trace]`: one process and one loop that goes through lives of runners and counts.
+
+Prints the looks it took as JSON, the first when it was warm. With `--trace` it writes to stderr which lines of code hold
+more memory at the end than when it was warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import concurrent.futures
+import itertools
+import logging
+import os
+import random
+import sys
+import tempfile
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import uvloop
+from aiohttp import web
+
+from mlxsup import Supervisor
+from mlxsup.api import create_app
+from mlxsup.config import parse
+from mlxsup.engines import KEYS
+from tests.soak.counting import Look, look
+from tests.soak.lives import LIVES, House, models
+
+LANES = 2
+LAPS = 8
+WARM_LAPS = 2
+THREADS = 4
+FRAMES = 12
+SHOWN = 25
+
+
+async def run(cycles: int, *, trace: bool) -> list[Look]:
+    """Go through so many cycles, in laps, and look around after each lap once warm."""
+    asyncio.get_running_loop().set_default_executor(_full_executor())
+    looks: list[Look] = []
+    before: tracemalloc.Snapshot | None = None
+    settings = parse({"models": models(LANES)}, KEYS)
+    async with Supervisor(settings) as sup, AsyncExitStack() as stack:
+        house = House(sup, await _client(sup, stack))
+        lanes = [_names(lane) for lane in range(LANES)]
+        for lap in range(LAPS):
+            share = cycles // LAPS // LANES
+            await asyncio.gather(*(_lead(house, itertools.islice(lane, share)) for lane in lanes))
+            await asyncio.sleep(0.1)  # what is being closed is closed in the loop's next turns
+            if lap + 1 >= WARM_LAPS:
+                looks.append(look(sup, (lap + 1) * share * LANES))
+                if trace and before is None:
+                    tracemalloc.start(FRAMES)
+            if trace and lap == WARM_LAPS:  # a lap later: what is allocated anew all the time is in it
+                before = tracemalloc.take_snapshot()
+    if before is not None:
+        _show(before, tracemalloc.take_snapshot())
+    return looks
+
+
+def _names(lane: int) -> Iterator[str]:
+    """All models of a lane, in an order that differs each time and is the same in every run."""
+    names, shuffle = [*models(LANES)], random.Random(lane).shuffle
+    mine = [name for name in names if name.startswith(f"{lane}-")]
+    while True:
+        shuffle(mine)
+        yield from mine
+
+
+async def _lead(house: House, names: Iterator[str]) -> None:
+    for name in names:
+        life = LIVES[name.split("-", 2)[2].replace("-", " ")]
+        try:
+            async with asyncio.timeout(60):
+                await life.lead(house, name)
+        except Exception as error:
+            error.add_note(f"in the life of {name}: {house.sup.report(name)}")
+            raise
+
+
+async def _client(sup: Supervisor, stack: AsyncExitStack) -> aiohttp.ClientSession:
+    """Serve the API on a unix socket, and return a client of it."""
+    runner = web.AppRunner(create_app(sup), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    path = str(Path(os.environ["TMPDIR"]) / "api")
+    await web.UnixSite(runner, path).start()
+    connector = aiohttp.UnixConnector(path, force_close=True)
+    return await stack.enter_async_context(aiohttp.ClientSession("http://localhost", connector=connector))
+
+
+def _full_executor() -> concurrent.futures.ThreadPoolExecutor:
+    """An executor that has all the threads it will ever have: a new one would be taken for growth."""
+    executor = concurrent.futures.ThreadPoolExecutor(THREADS)
+    meeting = threading.Barrier(THREADS)
+    concurrent.futures.wait([executor.submit(meeting.wait) for _ in range(THREADS)])
+    return executor
+
+
+def _show(before: tracemalloc.Snapshot, after: tracemalloc.Snapshot) -> None:
+    ignored = (tracemalloc.Filter(inclusive=False, filename_pattern=tracemalloc.__file__),)
+    changes = after.filter_traces(ignored).compare_to(before.filter_traces(ignored), "traceback")
+    for change in [change for change in changes if change.size_diff > 0][:SHOWN]:
+        sys.stderr.write(f"+{change.size_diff} bytes in {change.count_diff:+d} blocks\n")
+        sys.stderr.write("\n".join(change.traceback.format(most_recent_first=True)[: FRAMES * 2]) + "\n")
+
+
+def main() -> None:
+    """Read the arguments, run, print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.laps", description=__doc__)
+    parser.add_argument("loop", choices=("asyncio", "uvloop"))
+    parser.add_argument("cycles", type=int)
+    parser.add_argument("--trace", action="store_true")
+    options = parser.parse_args()
+    logging.getLogger("mlxsup").setLevel(logging.CRITICAL)  # runners that die here die on purpose
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        os.environ["XDG_STATE_HOME"] = os.environ["XDG_RUNTIME_DIR"] = f"{folder}/xdg"
+        Path(folder, "xdg").mkdir(mode=0o700)
+        loop = uvloop if options.loop == "uvloop" else asyncio
+        looks = loop.run(run(options.cycles, trace=options.trace))
+        left = sorted(str(path.relative_to(folder)) for path in Path(folder, "xdg").rglob("*/*"))
+    if left:
+        sys.exit(f"left in the temporary folder: {', '.join(left)}")
+    sys.stdout.write(msgspec.json.encode(looks).decode())
+
+
+if __name__ == "__main__":
+    main()
