@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxsup.imagegen.pipelines.base import NoSuchModelError, resolve
+from mlxsup.imagegen.pipelines.catalog import NoSuchModelError, resolve
 
 if TYPE_CHECKING:
     from mlxsup.imagegen.service import Service

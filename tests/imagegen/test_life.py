@@ -218,8 +218,8 @@ def test_a_socket_that_a_dead_runner_left_is_replaced(start: Start, tmp_path: Pa
 
 def test_the_runner_is_small_and_needs_no_numpy() -> None:
     script = (
-        "import sys, psutil; from mlxsup.imagegen import service; from mlxsup.imagegen.pipelines import base;"
-        "pipeline = base.load_pipeline('builtin:emoji', lambda done: None);"
+        "import sys, psutil; from mlxsup.imagegen import service; from mlxsup.imagegen.pipelines import base, catalog;"
+        "pipeline = catalog.resolve('builtin:emoji')(lambda done: None);"
         "pipeline.generate(base.Order('sun', 256, 256, 4, 1, 1.0), lambda step, total: None);"
         "print('numpy' in sys.modules, psutil.Process().memory_info().rss)"
     )

@@ -1,13 +1,9 @@
-"""What the runner wants of an image model, and which one a model's name means.
-
-A pipeline is loaded and used in one thread only. Nothing here imports MLX, so that a wrong name is told at once.
-"""
+"""What the runner wants of an image model. A pipeline is loaded and used in one thread only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -21,11 +17,6 @@ OnStep = Callable[[int, int], None]
 
 LARGEST_SIDE = 4096
 MOST_STEPS = 200
-BUILTIN = "builtin:"
-
-
-class NoSuchModelError(Exception):
-    """The name given as `--model` is nothing that can be loaded; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -100,40 +91,3 @@ Loader = Callable[[Progress], Pipeline]
 
 Raises ImportError without MLX or Pillow, OSError or ValueError for broken weights.
 """
-
-
-def resolve(model: str) -> Loader:
-    """Find out what a model's name means, without loading anything.
-
-    Args:
-        model: `builtin:emoji`, or the path of a model.
-
-    Raises:
-        NoSuchModelError: it is neither.
-    """
-    if model == f"{BUILTIN}emoji":
-        return _load_emoji
-    if model.startswith(BUILTIN):
-        raise NoSuchModelError(f"no built-in model is called {model!r}; there is {BUILTIN}emoji")
-    path = Path(model).expanduser()
-    if not path.exists():
-        raise NoSuchModelError(f"no model at {path}: there is no such file or folder")
-    raise NoSuchModelError(f"no model at {path}: this is nothing that the image runner can load")
-
-
-def load_pipeline(model: str, progress: Progress) -> Pipeline:
-    """Load a model; the thread that calls this is the one that has to use it.
-
-    Raises:
-        NoSuchModelError: the name means no model.
-        ImportError: MLX or Pillow is missing.
-        OSError: the weights cannot be read.
-        ValueError: the weights are not those of the model.
-    """
-    return resolve(model)(progress)
-
-
-def _load_emoji(progress: Progress) -> Pipeline:
-    from mlxsup.imagegen.pipelines.emoji import EmojiPipeline  # imports MLX
-
-    return EmojiPipeline(progress)
