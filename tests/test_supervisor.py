@@ -271,6 +271,7 @@ async def test_the_end_of_the_loop_may_cancel_its_tasks_in_any_order(state: str,
         if state == "ready":
             arrival.go()
             await loading
+        await until(lambda: report(sup).pid > 0)  # its program may run before its spawn is noted
         pid = report(sup).pid
         tasks = sorted(
             (task for task in asyncio.all_tasks() - before if task.get_name().startswith("mlxsup")),

@@ -95,6 +95,8 @@ class Engine(abc.ABC):
     kind: ClassVar[str]
     keys: ClassVar[type[msgspec.Struct]] = NoKeys
     abilities: ClassVar[frozenset[Ability]] = frozenset({"completion"})
+    pictures: ClassVar[bool] = False
+    """Whether every answer must end with a picture."""
     default_health: ClassVar[str] = "/health"
     default_concurrency: ClassVar[int] = 1
     stop_signal: ClassVar[signal.Signals] = signal.SIGTERM

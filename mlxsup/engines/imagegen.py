@@ -61,6 +61,7 @@ class ImagegenEngine(Engine):
 
     kind: ClassVar[str] = "imagegen"
     keys: ClassVar[type[msgspec.Struct]] = ImagegenKeys
+    pictures: ClassVar[bool] = True
 
     def check(self, model: ModelSettings) -> None:
         """Refuse machines without MLX, and paths that are no model."""

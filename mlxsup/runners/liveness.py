@@ -13,11 +13,15 @@ MISSES = 3
 
 
 class Pulse:
-    """What is known of a runner's work: how many use it, and when it was last heard of. Times are monotonic."""
+    """What is known of a runner's work, for telling a busy one from a wedged one. Times are monotonic.
+
+    `users` hold a lease, `answering` counts open answers, `waiting` requests without a first chunk.
+    """
 
     def __init__(self) -> None:
         self.users = 0
         self.waiting = 0
+        self.answering = 0
         self.heard_at = time.monotonic()
 
     def beat(self) -> None:
@@ -51,5 +55,6 @@ async def wedged(pulse: Pulse, patience: Patience, answers: Callable[[], Awaitab
         silent = time.monotonic() - pulse.heard_at
         if not pulse.users:
             return f"it did not answer {misses} probes of its health"
-        if silent > (patience.first_chunk if pulse.waiting else patience.silence):
+        patient = pulse.waiting or not pulse.answering  # who holds a lease without an answer asks in its own way
+        if silent > (patience.first_chunk if patient else patience.silence):
             return f"it did not answer {misses} probes of its health and has been silent for {silent:.0f} s"

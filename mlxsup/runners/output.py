@@ -86,6 +86,7 @@ _TELLING = (
     *(b"timeout", b"hang", b"xid (", b"panic", b"segmentation", b"assert", b"terminat", b"what():"),
 )
 """Words, folded, one of which is in every line that some class above matches: looked for at the speed of memory."""
+_TELLING_WORDS = tuple(word.decode() for word in _TELLING)
 _TRACEBACK = "Traceback (most recent call last):"
 _GUTTER = re.compile(r"^ *[|+] (?:Exception Group )?")
 """What the traceback of an exception group has in front of its lines."""
@@ -202,6 +203,10 @@ class Diagnosis:
         return cause != "unknown" or self._in_traceback
 
     def _classify(self, line: str) -> Cause:
+        if not self._in_traceback:
+            folded = line.lower()
+            if not any(word in folded for word in _TELLING_WORDS):
+                return "unknown"
         bare = _GUTTER.sub("", line)
         if bare.startswith(_TRACEBACK):
             self._in_traceback = True

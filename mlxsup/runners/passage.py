@@ -56,14 +56,14 @@ class Skeleton:
         found = _STRING_END.search(data, at)
         end = found.start() if found else len(data)
         kept = bytes(data[at : min(end, at + self._room)]).decode("utf-8", "ignore").encode()
+        if not kept and self._room == KEPT_OF_STRINGS and (end > at or (found and found[0] == b"\\")):
+            kept = b"?"  # it begins with an escape, or with half a character: still a string that says something
         self.json += kept
         if found is None:
             self._room = 0 if end - at > self._room else self._room - len(kept)
             return end
         if found[0] == b"\\":
             self._escaped = True
-            if not kept and self._room == KEPT_OF_STRINGS:
-                self.json += b"?"  # it begins with an escape: still a string that says something
             self._room = 0
         else:
             self.json += b'"'

@@ -240,6 +240,8 @@ class Process:
         limit = time.monotonic() + KILL_WAIT
         while True:
             left = await asyncio.to_thread(self._leavings)
+            if left:
+                self.signal_group(signal.SIGKILL)
             marks.kill(left)
             if not left or time.monotonic() > limit:
                 return left

@@ -89,19 +89,23 @@ class LineFramer:
 class Answer:
     """One streamed answer, read by the caller's own task; `close` aborts the work in the runner.
 
-    An answer with steps is image work: it must end with a picture, and may report an error in its last line.
+    Image work, which an answer with steps is too, must end with a picture and may report an error in its last line.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, limits: Limits, witness: Witness) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, limits: Limits, witness: Witness, *, pictures: bool = False
+    ) -> None:
         self._response = response
         self._limits = limits
         self._witness = witness
+        self._open = True
         self._first_awaited = True
+        witness.pulse.answering += 1
         self._framer = LineFramer()
         self._lines: deque[bytes] = deque()
         self._started = False
         self._waited = 0.0
-        self._image_work = False
+        self._image_work = pictures
         self._image_seen = False
 
     async def next_chunk(self) -> CompletionChunk:
@@ -187,6 +191,9 @@ class Answer:
     def close(self) -> None:
         """Drop the connection; a runner at work sees its caller leave. Safe to call twice."""
         self._note_first()
+        if self._open:
+            self._open = False
+            self._witness.pulse.answering -= 1
         self._response.close()
 
     async def _next_line(self) -> bytes:
@@ -231,7 +238,13 @@ def is_last_chunk(rest: bytes | bytearray) -> bool:
 
 
 async def post_completion(
-    session: aiohttp.ClientSession, url: str, request: CompletionRequest, limits: Limits, witness: Witness
+    session: aiohttp.ClientSession,
+    url: str,
+    request: CompletionRequest,
+    limits: Limits,
+    witness: Witness,
+    *,
+    pictures: bool = False,
 ) -> Answer:
     """Send a request and return its answer once the runner has accepted it.
 
@@ -246,7 +259,7 @@ async def post_completion(
     except BaseException:
         witness.pulse.waiting -= 1
         raise
-    return Answer(response, limits, witness)
+    return Answer(response, limits, witness, pictures=pictures)
 
 
 async def _post(

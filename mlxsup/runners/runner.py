@@ -185,7 +185,8 @@ class Runner:
         if self._session is None or self.address is None or self.exit is not None:
             raise await self.blame("it is not there any more")
         limits = Limits(first_chunk=self.model.first_chunk_timeout, silence=self.model.silence_timeout)
-        return await post_completion(self._session, f"{self.address.base_url}/completion", request, limits, self)
+        url = f"{self.address.base_url}/completion"
+        return await post_completion(self._session, url, request, limits, self, pictures=self._engine.pictures)
 
     @staticmethod
     def passage(answer: Answer, request: CompletionRequest) -> Passage:

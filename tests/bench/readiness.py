@@ -77,6 +77,8 @@ async def _one(load_time: float, *, announce: bool) -> Sample:
             begun = time.monotonic()
             load = asyncio.create_task(_moment(sup.load("fake")))
             arrival = await gate.arrival()
+            while not sup.report("fake").address:  # the runner may be up before its spawn is over
+                await asyncio.sleep(0.001)
             url = f"http://{sup.report('fake').address}/health"
             polls = [asyncio.create_task(_poll(url, poll)) for poll in POLLS]
             await asyncio.sleep(begun + load_time - time.monotonic())

@@ -73,7 +73,9 @@ async def test_a_busy_runner_that_does_not_answer_its_health_is_left_alone() -> 
 
 
 async def test_a_busy_runner_that_is_silent_too_is_ended() -> None:
-    entry = fake_runner("wedge@request; tokens=3; hang@1", silence_timeout="0.6s", concurrency=2, **QUICK)
+    entry = fake_runner(
+        "wedge@request; tokens=3; hang@1", silence_timeout="0.3s", first_chunk_timeout="1s", concurrency=2, **QUICK
+    )
     async with supervisor(m=entry) as sup, EventRecorder(sup) as recorder:
         async with sup.lease("m"):
             with anyio.fail_after(LIMIT), pytest.raises(MlxsupError):

@@ -84,10 +84,16 @@ async def test_one_that_answers_is_left_alone(clock: Clock) -> None:
 
 async def test_one_at_work_is_given_as_long_as_an_answer_may_be_silent(clock: Clock) -> None:
     pulse = Pulse()
-    pulse.users = 1
+    pulse.users = pulse.answering = 1
     probes = Probes(clock, False, seconds=2)
     assert "silent for 62 s" in await reason(pulse, probes)
     assert probes.asked == 31
+
+
+async def test_who_holds_a_lease_for_requests_of_his_own_is_given_as_long_as_a_first_chunk(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.users = 1
+    assert "silent for 602 s" in await reason(pulse, Probes(clock, False, seconds=2))
 
 
 async def test_a_long_prefill_is_left_alone(clock: Clock) -> None:
@@ -105,7 +111,7 @@ async def test_but_not_longer_than_its_first_chunk_may_take(clock: Clock) -> Non
 
 async def test_one_that_sends_something_is_left_alone_though_it_answers_no_probe(clock: Clock) -> None:
     pulse = Pulse()
-    pulse.users = 1
+    pulse.users = pulse.answering = 1
 
     class Busy(Probes):
         async def __call__(self) -> bool:
@@ -118,6 +124,6 @@ async def test_one_that_sends_something_is_left_alone_though_it_answers_no_probe
 async def test_probes_go_on_while_it_is_suspect(clock: Clock) -> None:
     """What is silent and misses probes may come back."""
     pulse = Pulse()
-    pulse.users = 1
+    pulse.users = pulse.answering = 1
     answers = [False] * 20 + [True]
     assert await left_alone(pulse, Probes(clock, *answers, seconds=2.5))

@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -100,9 +100,7 @@ def _tables(sup: Supervisor) -> dict[str, int]:
     parts += registry._scheduler._models.values()
     for part in parts:
         for name, value in vars(part).items():
-            if hasattr(value, "__len__") and not isinstance(value, str | bytes | Mapping | msgspec.Struct | Path):
-                found[f"{type(part).__name__}.{name}"] += len(value)
-            elif isinstance(value, Mapping):
+            if hasattr(value, "__len__") and not isinstance(value, str | msgspec.Struct):
                 found[f"{type(part).__name__}.{name}"] += len(value)
     found["users of runners"] = sum(runner.pulse.users for runner in registry._runners.values())
     found["requests that wait for runners"] = sum(runner.pulse.waiting for runner in registry._runners.values())

@@ -140,8 +140,26 @@ async def _crashing_over_http(house: House, model: str) -> None:
     await house.sup.unload(model)
 
 
-async def _of_its_own(_: House, __: str) -> None:
+async def _overtaken(house: House, model: str) -> None:
+    """The caller goes in the very moment in which its turn comes."""
+
+    async def use() -> None:
+        async with house.sup.lease(model):
+            pass
+
+    async with house.sup.lease(model):
+        waiting = asyncio.create_task(use())
+        while house.sup.report(model).queue == 0:
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(waiting.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await waiting
+    await house.sup.unload(model)
+
+
+async def _of_its_own(house: House, model: str) -> None:
     """A whole supervisor comes and goes, with the model still loaded."""
+    del house, model
     async with Supervisor(parse({"models": {"m": fake_runner(stop_grace="2s")}}, KEYS)) as sup:
         async for _ in sup.completion("m", prompt="p"):
             pass
@@ -162,6 +180,7 @@ LIVES = {
     "left": Life("hang@1", _left),
     "dropped": Life("hang@1", _dropped),
     "cancelled": Life("hang@first", _cancelled),
+    "overtaken": Life("", _overtaken),
     "impatient": Life("load=forever", _impatient),
     "forced": Life("hang@1", _forced),
     "over http": Life("", _over_http),
