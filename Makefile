@@ -4,6 +4,8 @@ PYTHON ?= python3
 PROMPT ?= a red heart
 OUTPUT ?= heart.png
 JOBS ?= 2
+TIMES ?= 20
+RACES := tests/faults tests/test_supervisor.py tests/test_completion.py tests/runners
 ARGS ?=
 
 VENV := .venv
@@ -15,7 +17,7 @@ MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and f"mlxsup needs
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0 /usr/lib/*/libopenblas.so.0 /usr/lib64/libopenblas.so.0))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-real lint format types imports example bench train wheel clean
+.PHONY: help run test test-real lint format types imports example bench soak flaky train wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +55,13 @@ example: $(VENV)/.installed-run ## write config.example.toml anew from the keys 
 
 bench: $(VENV)/.installed-dev ## the numbers that the README gives
 	$(BIN)/python -m tests.bench $(ARGS)
+
+soak: $(VENV)/.installed-dev ## thousands of lives of runners; nothing may grow: make soak ARGS="--cycles 1000"
+	$(BIN)/python -m tests.soak $(ARGS)
+
+flaky: $(VENV)/.installed-dev ## faults and races TIMES times in a row without one failure (long), the rest twice
+	for _ in $$(seq $(TIMES)); do $(BIN)/python -m pytest -q -n $(JOBS) -x $(RACES) || exit 1; done
+	for _ in 1 2; do $(BIN)/python -m pytest -q -n $(JOBS) -x $(addprefix --ignore=,$(RACES)) || exit 1; done
 
 train: $(VENV)/.installed-train ## train the model that ships, from nothing (long): ARGS are those of the trainer
 	$(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) $(BIN)/python -m mlxsup.imagegen.builtin.train $(ARGS)
