@@ -25,6 +25,8 @@ QUEUE = 8
 CACHE_LIMIT = 32 << 20
 """Bytes of freed buffers that MLX may keep for reuse."""
 
+GIVEN_UP = "given up: nobody waits for this picture any more"
+
 logger = logging.getLogger(__name__)
 
 
@@ -112,8 +114,10 @@ class Worker:
         """Forget a job: at once if it waits, between two steps if it is in work; nothing happens if it is finished."""
         with self._changed:
             job.given_up = True
-            if job in self._waiting:
-                self._waiting.remove(job)
+            if job not in self._waiting:
+                return
+            self._waiting.remove(job)
+        logger.info(GIVEN_UP)
 
     def _run(self) -> None:
         began = time.monotonic()
@@ -136,7 +140,7 @@ class Worker:
             try:
                 self._make(job, pipeline)
             except _GivenUpError:
-                logger.info("given up: nobody waits for this picture any more")
+                logger.info(GIVEN_UP)
             except Exception as error:  # noqa: BLE001 - it fails this picture, and the next one may work
                 # One line an event, so no traceback.
                 logger.error("a picture failed: %s: %s", type(error).__name__, _one_line(error))  # noqa: TRY400

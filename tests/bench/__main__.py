@@ -27,7 +27,7 @@ BENCHES: dict[str, Callable[[int], Awaitable[Table]]] = {
     "relay": relay.measure,
     "passage": passage.measure,
 }
-REPEATS = 15
+REPEATS = 12
 LONG_REPEATS = 60
 WIDTH = 120
 BUSY = 0.5

@@ -24,8 +24,8 @@ SCENARIO = "fork@ready=setsid+ignore; ignore=SIGTERM+SIGINT"
 
 
 async def measure(repeats: int) -> Table:
-    """Kill programs that keep runners, half as often as `repeats`."""
-    count = max(3, repeats // 2)
+    """Kill programs that keep runners, a third as often as `repeats`."""
+    count = max(3, repeats // 3)
     table = grid(
         f"sentinel: from SIGKILL of a program until nothing of its {RUNNERS} runners is left",
         f"medians of {count} kills, worst in brackets; ms. Each runner has a grandchild with a session of its own",

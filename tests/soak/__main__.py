@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.soak.counting import MAX_GROWTH, MIB, Look
+from tests.soak.laps import LANES, LAPS
 from tests.soak.lives import LIVES
 
 LOOPS = ("asyncio", "uvloop")
 ROOT = Path(__file__).parents[2]
-FEWEST = 800
-"""Fewer cycles would hardly warm the process up."""
+FEWEST = len(LOOPS) * LANES * LAPS
 TRACED = 1200
 
 
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=10_000, help="starts and stops in all (default: 10000)")
     options = parser.parse_args()
     if options.cycles < FEWEST:
-        parser.error(f"at least {FEWEST} cycles are needed to tell growth from warming up")
+        parser.error(f"at least {FEWEST} cycles, please")
     console = Console(width=None if sys.stdout.isatty() else 120)
     began = time.monotonic()
     found = asyncio.run(_soak(options.cycles // len(LOOPS)))
@@ -86,13 +86,21 @@ def _table(loop: str, looks: list[Look]) -> Table:
 
 
 def _growth(looks: list[Look]) -> list[str]:
-    """What has grown from the first look to the last and is no passing thing: it was there one look before, too."""
+    """What has grown from the first look to the last and was there one look before, too; and what should not be there at all."""
     first, before, last = looks[0], looks[-2], looks[-1]
-    lasting = set(before.beyond(first)) | {line.rpartition(" -> ")[0] for line in before.beyond(first)}
-    grown = [line for line in last.beyond(first) if line.rpartition(" -> ")[0] in lasting]
+    grown = [line for line in last.beyond(first) if _what(line) in _whats(before, first)]
+    grown += [f"left at rest: {line}" for line in last.left]
     if (memory := _memory_growth(looks)) > MAX_GROWTH:
         grown.append(f"memory: {memory / MIB:.2f} MiB more than when it was warm, {MAX_GROWTH / MIB:g} may be")
     return grown
+
+
+def _whats(look: Look, earlier: Look) -> set[str]:
+    return {_what(line) for line in look.beyond(earlier)}
+
+
+def _what(line: str) -> str:
+    return line.rpartition(": ")[0]
 
 
 def _memory_growth(looks: list[Look]) -> int:

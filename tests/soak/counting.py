@@ -23,6 +23,13 @@ MIB = 1 << 20
 MAX_GROWTH = MIB
 """Bytes of resident memory by which a supervisor may grow once it is warm."""
 
+AT_REST = (
+    *("Registry._answers", "Registry._events", "Guard._groups", "Guard._unsent"),
+    *("_Model.waiting", "_Model.loading", "_Model.unloading", "_Model.leases"),
+    *("users of runners", "requests that wait for runners"),
+)
+"""Tables with nothing in them when no model is loaded and nobody waits."""
+
 _NUMBER = re.compile(r"\d+|(?<=mlxsup-)\w+")
 
 
@@ -36,6 +43,11 @@ class Look(msgspec.Struct):
     def total(self, kind: str) -> int:
         """How many of one kind."""
         return sum(self.counts[kind].values())
+
+    @property
+    def left(self) -> list[str]:
+        """Name what should not be there when nothing runs."""
+        return [f"{what}: {count}" for what in AT_REST if (count := self.counts["tables"].get(what, 0))]
 
     def beyond(self, earlier: Look) -> list[str]:
         """Name what is here more often than it was."""

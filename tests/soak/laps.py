@@ -1,6 +1,6 @@
 """`python -m tests.soak.laps LOOP CYCLES [--trace]`: one process and one loop that goes through lives of runners and counts.
 
-Prints the looks it took as JSON, the first when it was warm. With `--trace` it writes to stderr which lines of code hold
+Prints the looks it took as JSON, the first when it was warm and before the cycles that count. With `--trace` it writes to stderr which lines of code hold
 more memory at the end than when it was warm.
 """
 
@@ -35,34 +35,38 @@ from tests.soak.lives import LIVES, House, models
 
 LANES = 2
 LAPS = 8
-WARM_LAPS = 2
+WARM_UP = 400
+"""Cycles before the first look, more if a lap is longer: what lies about until Python collects it must have had its time."""
 THREADS = 4
 FRAMES = 12
 SHOWN = 25
 
 
 async def run(cycles: int, *, trace: bool) -> list[Look]:
-    """Go through so many cycles, in laps, and look around after each lap once warm."""
+    """Get warm, then go through so many cycles in laps, and look around after each."""
     asyncio.get_running_loop().set_default_executor(_full_executor())
-    looks: list[Look] = []
+    share = cycles // LAPS // LANES
     before: tracemalloc.Snapshot | None = None
-    settings = parse({"models": models(LANES)}, KEYS)
-    async with Supervisor(settings) as sup, AsyncExitStack() as stack:
+    async with Supervisor(parse({"models": models(LANES)}, KEYS)) as sup, AsyncExitStack() as stack:
         house = House(sup, await _client(sup, stack))
         lanes = [_names(lane) for lane in range(LANES)]
-        for lap in range(LAPS):
-            share = cycles // LAPS // LANES
-            await asyncio.gather(*(_lead(house, itertools.islice(lane, share)) for lane in lanes))
-            await asyncio.sleep(0.1)  # what is being closed is closed in the loop's next turns
-            if lap + 1 >= WARM_LAPS:
-                looks.append(look(sup, (lap + 1) * share * LANES))
-                if trace and before is None:
-                    tracemalloc.start(FRAMES)
-            if trace and lap == WARM_LAPS:  # a lap later: what is allocated anew all the time is in it
+        if trace:
+            tracemalloc.start(FRAMES)
+        await _lap(house, lanes, max(share, WARM_UP // LANES))
+        looks = [look(sup, 0)]
+        for lap in range(1, LAPS + 1):
+            await _lap(house, lanes, share)
+            looks.append(look(sup, lap * share * LANES))
+            if trace and before is None:
                 before = tracemalloc.take_snapshot()
     if before is not None:
         _show(before, tracemalloc.take_snapshot())
     return looks
+
+
+async def _lap(house: House, lanes: list[Iterator[str]], share: int) -> None:
+    await asyncio.gather(*(_lead(house, itertools.islice(lane, share)) for lane in lanes))
+    await asyncio.sleep(0.1)  # what is being closed is closed in the loop's next turns
 
 
 def _names(lane: int) -> Iterator[str]:
