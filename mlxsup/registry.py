@@ -21,8 +21,8 @@ from mlxsup.engines import ENGINES
 from mlxsup.errors import MlxsupError, ShuttingDown
 from mlxsup.records import Group, Records, state_directory, sweep
 from mlxsup.report import DeviceMemory, Event, MemoryReport, RunnerReport
-from mlxsup.runners import footprint
 from mlxsup.runners.addresses import AddressBook
+from mlxsup.runners.footprint import Observer
 from mlxsup.runners.guard import Guard
 from mlxsup.runners.runner import Notice, Runner, RunnerFailing, RunnerGone, RunnerReady, RunnerStuck
 from mlxsup.scheduling import effects as fx
@@ -228,13 +228,14 @@ class Registry:
 
     async def _observe(self) -> None:
         """Look at what runs, once a second, only while something does."""
+        observer = Observer()
         while True:
             await self._alive.wait()
             await asyncio.sleep(OBSERVE_EVERY)
             runners = [runner for runner in self._runners.values() if runner.pid > 0]
             if not runners:
                 self._alive.clear()
-            sights = await asyncio.to_thread(_look_at_all, [runner.pid for runner in runners])
+            sights = await asyncio.to_thread(observer.look, [runner.pid for runner in runners])
             for runner, sight in zip(runners, sights, strict=True):
                 runner.note_sight(sight)
 
@@ -384,10 +385,6 @@ class Registry:
         for subscriber in list(self._subscribers):
             subscriber.take(None)
         self._subscribers.clear()
-
-
-def _look_at_all(pids: list[int]) -> list[footprint.Sight]:
-    return [footprint.look(pid) for pid in pids]
 
 
 def _policy(model: ModelSettings, settings: Settings) -> Policy:

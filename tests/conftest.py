@@ -43,6 +43,7 @@ BLOCKING_ALLOWED: Final = {
     ("mlxsup/config/files.py", "read"): "one small file, before anything is served; from_config is no coroutine",
     ("mlxsup/runners/guard.py", "__init__"): "makes a folder for sockets, once, as the supervisor is entered",
     ("mlxsup/runners/spawning.py", "spawn_error"): "looks at one folder, after a start that failed",
+    ("mlxsup/runners/procfs.py", "_fields"): "one line about one process, made by the kernel in microseconds",
     ("logging/__init__.py", "handle"): "a log line goes where the program's handlers send it",
 }
 """Functions that may block the loop when mlxsup calls them, with all that they call, and why."""

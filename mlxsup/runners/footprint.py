@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import psutil
@@ -17,14 +17,32 @@ class Sight(msgspec.Struct, frozen=True):
     stopped: bool
 
 
-def look(pid: int) -> Sight:
-    """Look at the tree below `pid`; a process that is gone has no memory and is not stopped. Call it off the loop."""
-    if procfs.AVAILABLE:
-        return Sight(measure(pid), procfs.is_stopped(pid))
-    try:
-        return Sight(measure(pid), psutil.Process(pid).status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return Sight(0, stopped=False)
+class Observer:
+    """Looks at the same processes again and again, once a second: who belongs to each is asked only now and then.
+
+    Call it off the loop, from one thread at a time.
+    """
+
+    REGROUP = 5
+    """Every so many looks the trees are walked anew; in between a new grandchild does not count yet."""
+
+    def __init__(self) -> None:
+        self._trees: dict[int, list[int]] = {}
+        self._looks = 0
+
+    def look(self, pids: Iterable[int]) -> list[Sight]:
+        """Look at the tree below each pid; one that is gone has no memory and is not stopped."""
+        if not procfs.AVAILABLE:
+            return [_look_by_psutil(pid) for pid in pids]
+        known = self._trees if self._looks % self.REGROUP else {}
+        self._looks += 1
+        self._trees = {pid: known.get(pid) or list(_tree(pid)) for pid in pids}
+        return [self._sight(pid, tree) for pid, tree in self._trees.items()]
+
+    @staticmethod
+    def _sight(pid: int, tree: list[int]) -> Sight:
+        resident, stopped = procfs.glance(pid)
+        return Sight(resident + sum(procfs.glance(member)[0] for member in tree if member != pid), stopped)
 
 
 def measure(pid: int) -> int:
@@ -33,12 +51,19 @@ def measure(pid: int) -> int:
     Pages that several of its processes share count once for each. Reads some small files: call it off the loop.
     """
     if procfs.AVAILABLE:
-        return sum(procfs.resident(member) for member in _tree(pid))
+        return sum(procfs.glance(member)[0] for member in _tree(pid))
     try:
         root = psutil.Process(pid)
         return sum(_resident(member) for member in (root, *root.children(recursive=True)))
     except psutil.Error:
         return 0
+
+
+def _look_by_psutil(pid: int) -> Sight:
+    try:
+        return Sight(measure(pid), psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:
+        return Sight(0, stopped=False)
 
 
 def _tree(pid: int) -> Iterator[int]:

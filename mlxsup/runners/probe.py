@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -12,6 +15,7 @@ from mlxsup.config import ModelSettings
 from mlxsup.engines import Address, Engine, Finding, Verdict
 
 MAX_BODY = 64 * 1024
+_LENGTH = re.compile(rb"^content-length: *(\d{1,9})\r?$", re.IGNORECASE | re.MULTILINE)
 
 
 class Probe:
@@ -22,6 +26,10 @@ class Probe:
         self._engine = engine
         self._address = address
         self._session = session
+        host = "localhost" if address.socket else f"{address.host}:{address.port}"
+        self._question = (
+            f"GET {self._path} HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode()
+        )
         self.silence = ""
 
     async def ask(self, limit: float) -> Finding | None:
@@ -34,6 +42,25 @@ class Probe:
         except (aiohttp.ClientError, OSError):
             self.silence = "nothing answers yet"
         return None
+
+    async def is_answered(self, limit: float) -> bool:
+        """Tell whether anything answers within `limit` seconds, whatever it says: for runners that idle, for months.
+
+        Unlike `ask` it does not parse, which would cost several times as much. The answer is read to its end all the same: a server whose client has
+        left in the middle may write a traceback about it.
+        """
+        at, heard = self._address, b""
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX if at.socket else socket.AF_INET) as line, suppress(OSError, TimeoutError):
+            line.setblocking(False)
+            async with asyncio.timeout(limit):
+                await loop.sock_connect(line, at.socket or (at.host, at.port))
+                if self._path == "none":
+                    return True
+                await loop.sock_sendall(line, self._question)
+                while not _whole(heard) and (part := await loop.sock_recv(line, MAX_BODY)):
+                    heard += part
+        return heard.startswith(b"HTTP/")
 
     async def _get(self) -> Finding:
         async with self._session.get(self._address.base_url + self._path, allow_redirects=False) as answer:
@@ -48,6 +75,13 @@ class Probe:
         _, writer = await opening
         writer.close()
         return Finding(Verdict.READY)
+
+
+def _whole(answer: bytes) -> bool:
+    """Tell whether nothing more needs to be read; an answer that does not say how long it is ends with its connection."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head)
+    return len(answer) >= MAX_BODY or (length is not None and len(body) >= int(length[1]))
 
 
 def open_session(address: Address, connect_timeout: float) -> aiohttp.ClientSession:

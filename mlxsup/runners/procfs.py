@@ -44,9 +44,10 @@ def is_running(pid: int) -> bool:
     return _stat(pid, 0) not in ("", "Z", "X")
 
 
-def is_stopped(pid: int) -> bool:
-    """Tell whether a signal or a debugger has stopped the process."""
-    return _stat(pid, 0) in ("T", "t")
+def glance(pid: int) -> tuple[int, bool]:
+    """Return a process's resident bytes and whether a signal or a debugger has stopped it; (0, False) when it is gone."""
+    fields = _fields(pid)
+    return (int(fields[21]) * _PAGE, fields[0] in (b"T", b"t")) if fields else (0, False)
 
 
 def children(pid: int) -> list[int]:
@@ -58,14 +59,6 @@ def children(pid: int) -> list[int]:
     except OSError:
         return found
     return found
-
-
-def resident(pid: int) -> int:
-    """Return the resident memory of one process in bytes, 0 when it is gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
-    except (OSError, IndexError):
-        return 0
 
 
 def listening_inodes(port: int) -> list[str]:
@@ -103,7 +96,19 @@ def _link(path: str) -> str:
 
 def _stat(pid: int, index: int) -> str:
     """A field of /proc/PID/stat, counted from the one after the command's name: 0 state, 2 group, 19 start time."""
+    fields = _fields(pid)
+    return fields[index].decode() if fields else ""
+
+
+def _fields(pid: int) -> list[bytes]:
+    """Read /proc/PID/stat, without the layers of a file object: it is done for each runner once a second."""
     try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[index].decode()
-    except (OSError, IndexError):
-        return ""
+        file = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return os.read(file, 4096).rpartition(b")")[2].split()
+    except OSError:
+        return []
+    finally:
+        os.close(file)

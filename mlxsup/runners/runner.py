@@ -255,7 +255,7 @@ class Runner:
         await self._interrupted
 
     async def _still_answers(self) -> bool:
-        return self._probe is not None and await self._probe.ask(self.model.probe_timeout) is not None
+        return self._probe is not None and await self._probe.is_answered(self.model.probe_timeout)
 
     def _give_up(self, why: str) -> None:
         """End a runner that lives and is of no use."""

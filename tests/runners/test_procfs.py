@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -32,6 +33,11 @@ signal.pause()
 """
 
 
+def _look(pid: int) -> footprint.Sight:
+    (sight,) = footprint.Observer().look([pid])
+    return sight
+
+
 @pytest.fixture
 def family() -> Iterator[psutil.Process]:
     """A process of 20 MiB with a child of 30 MiB more, and a name that is hard to parse."""
@@ -53,7 +59,7 @@ def test_it_sees_the_same_tree(family: psutil.Process) -> None:
 
 
 def test_the_memory_of_a_tree_is_that_of_all_its_members(family: psutil.Process) -> None:
-    alone = procfs.resident(family.pid)
+    alone = procfs.glance(family.pid)[0]
     assert alone == pytest.approx(family.memory_info().rss, abs=1 << 20)
     assert 20 << 20 < alone < 60 << 20
     whole = footprint.measure(family.pid)
@@ -61,16 +67,29 @@ def test_the_memory_of_a_tree_is_that_of_all_its_members(family: psutil.Process)
     assert whole > alone + (30 << 20)
 
 
+def test_an_observer_asks_now_and_then_who_belongs_to_a_process(family: psutil.Process) -> None:
+    observer = footprint.Observer()
+    whole, alone = footprint.measure(family.pid), procfs.glance(family.pid)[0]
+    assert observer.look([family.pid])[0].resident == pytest.approx(whole, abs=1 << 20)
+    (child,) = family.children()
+    child.kill()
+    while procfs.glance(child.pid)[0]:
+        time.sleep(0.001)
+    seen = [observer.look([family.pid, GONE]) for _ in range(observer.REGROUP + 1)]
+    assert all(one[0].resident == pytest.approx(alone, abs=1 << 20) for one in seen)  # a dead member weighs nothing
+    assert all(one[1] == footprint.Sight(0, stopped=False) for one in seen)
+
+
 def test_a_stopped_process_is_seen_as_such(family: psutil.Process) -> None:
-    assert not footprint.look(family.pid).stopped
+    assert not _look(family.pid).stopped
     family.suspend()
     os.waitid(os.P_PID, family.pid, os.WSTOPPED)
-    sight = footprint.look(family.pid)
+    sight = _look(family.pid)
     assert sight.stopped
     assert sight.resident > 0
     family.resume()
     os.waitid(os.P_PID, family.pid, os.WCONTINUED)
-    assert not footprint.look(family.pid).stopped
+    assert not _look(family.pid).stopped
 
 
 def test_a_start_time_tells_two_processes_apart(family: psutil.Process) -> None:
@@ -95,10 +114,10 @@ def test_a_zombie_is_not_running() -> None:
 def test_of_who_is_gone_there_is_nothing() -> None:
     assert not procfs.is_running(GONE)
     assert procfs.children(GONE) == []
-    assert (procfs.resident(GONE), procfs.group(GONE)) == (0, -1)
+    assert (procfs.glance(GONE)[0], procfs.group(GONE)) == (0, -1)
     assert (procfs.environment(GONE), procfs.start_time(GONE)) == (b"", "")
     assert not procfs.holds_socket(GONE, ["1"])
-    assert footprint.look(GONE) == footprint.Sight(0, stopped=False)
+    assert _look(GONE) == footprint.Sight(0, stopped=False)
 
 
 def test_without_proc_it_is_asked_of_the_system(family: psutil.Process, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +125,7 @@ def test_without_proc_it_is_asked_of_the_system(family: psutil.Process, monkeypa
     monkeypatch.setattr(procfs, "AVAILABLE", False)
     assert footprint.measure(family.pid) == pytest.approx(expected, abs=4 << 20)
     assert procfs.processes() == []
-    assert footprint.look(GONE) == footprint.Sight(0, stopped=False)
+    assert _look(GONE) == footprint.Sight(0, stopped=False)
     family.suspend()
     os.waitid(os.P_PID, family.pid, os.WSTOPPED)
-    assert footprint.look(family.pid).stopped
+    assert _look(family.pid).stopped
