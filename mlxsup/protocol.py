@@ -10,6 +10,7 @@ import base64
 import math
 import secrets
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -17,6 +18,12 @@ from mlxsup.errors import BadAnswer, InvalidRequest
 
 MAX_SEED = 2**53
 """Seeds are integers that every JSON reader keeps exact: 0 < seed < 2**53."""
+
+
+MOST_PREVIEWS = 100
+
+OutputFormat = Literal["png", "webp", "jpeg"]
+"""Picture files that a runner can be asked for."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -33,6 +40,9 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """One piece of work for a runner. None and empty mean "the engine's default".
 
     `width`, `height` are pixels, `images` raw picture files (base64 on the wire), `seed` is chosen when None or 0.
+    `strength` says how far the result may go from `images` (0 to 1; at 1 nothing of them is left), `previews` how many
+    pictures of the work in progress are wanted. `output_compression` runs from 0 to 100, as in OpenAI's images API: the
+    quality of jpeg and webp. `metadata` False leaves prompt, seed and settings out of the picture file.
     """
 
     prompt: str
@@ -43,18 +53,28 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     steps: int | None = None
     seed: int | None = None
     images: list[bytes] = []
+    strength: float | None = None
+    previews: int | None = None
+    output_format: OutputFormat | None = None
+    output_compression: int | None = None
+    metadata: bool | None = None
     options: Options | None = None
 
     def check(self) -> None:
         """Refuse what no engine could make sense of and JSON could not carry.
 
         Raises:
-            InvalidRequest: a number that is not finite, a side or a number of steps below 1, a text that is not Unicode.
+            InvalidRequest: a number that is not finite, a side or a number of steps below 1, a strength, a number of
+                previews or a compression out of its range, a text that is not Unicode.
         """
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise InvalidRequest(
                 f"guidance must be a finite number, not {self.guidance}", details={"param": "guidance"}
             )
+        for name, least, most in (("strength", 0, 1), ("previews", 0, MOST_PREVIEWS), ("output_compression", 0, 100)):
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InvalidRequest(f"{name} must be from {least} to {most}, not {value}", details={"param": name})
         for name in ("width", "height", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -88,10 +108,14 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class CompletionChunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a runner's answer. Durations are nanoseconds, `image` is a base64 picture file ("" for none)."""
+    """One line of a runner's answer. Durations are nanoseconds, `image` is a base64 picture file ("" for none).
+
+    With `preview` the picture is not the result but what it looks like at this step.
+    """
 
     content: str = ""
     image: str = ""
+    preview: bool = False
     seed: int | None = None
     done: bool = False
     step: int | None = None
