@@ -5,7 +5,6 @@ PROMPT ?= a red heart
 OUTPUT ?= heart.png
 JOBS ?= 2
 TIMES ?= 20
-RACES := tests/faults tests/test_supervisor.py tests/test_completion.py tests/runners
 ARGS ?=
 
 VENV := .venv
@@ -59,9 +58,8 @@ bench: $(VENV)/.installed-dev ## the numbers that the README gives
 soak: $(VENV)/.installed-dev ## thousands of lives of runners; nothing may grow: make soak ARGS="--cycles 1000"
 	$(BIN)/python -m tests.soak $(ARGS)
 
-flaky: $(VENV)/.installed-dev ## faults and races TIMES times in a row without one failure (long), the rest twice
-	for _ in $$(seq $(TIMES)); do $(BIN)/python -m pytest -q -n $(JOBS) -x $(RACES) || exit 1; done
-	for _ in 1 2; do $(BIN)/python -m pytest -q -n $(JOBS) -x $(addprefix --ignore=,$(RACES)) || exit 1; done
+flaky: $(VENV)/.installed-dev ## faults and races TIMES times in a row (long), the rest twice; one failure is a failure
+	$(BIN)/python -m tests.soak.flaky --times $(TIMES) --jobs $(JOBS) $(ARGS)
 
 train: $(VENV)/.installed-train ## train the model that ships, from nothing (long): ARGS are those of the trainer
 	$(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) $(BIN)/python -m mlxsup.imagegen.builtin.train $(ARGS)
