@@ -285,7 +285,7 @@ class Registry:
             case fx.Grant():
                 self._grant(effect)
             case fx.Done():
-                self._answer(effect.ticket, None)
+                self._tell_done(effect.ticket)
             case fx.Reject():
                 future = self._answers.pop(effect.ticket, None)
                 if future is not None and not future.done():
@@ -323,13 +323,15 @@ class Registry:
                 self._post(ev.Stuck(model, generation, pids))
 
     def _grant(self, grant: fx.Grant) -> None:
-        release = ev.Release(grant.ticket, grant.model)
-        self._answer(grant.ticket, Lease(self._runners[grant.model], lambda: self._post(release)))
+        future = self._answers.pop(grant.ticket, None)
+        if future is not None and not future.done():  # else its caller has just left, and its Cancel gives the place back
+            release = ev.Release(grant.ticket, grant.model)
+            future.set_result(Lease(self._runners[grant.model], lambda: self._post(release)))
 
-    def _answer(self, ticket: int, answer: Answer) -> None:
+    def _tell_done(self, ticket: int) -> None:
         future = self._answers.pop(ticket, None)
         if future is not None and not future.done():
-            future.set_result(answer)
+            future.set_result(None)
 
     async def _ask(self, question: Callable[[int], ev.Event], model: str) -> Answer:
         if self._closed:
@@ -342,7 +344,11 @@ class Registry:
             return await future
         except asyncio.CancelledError:
             self._answers.pop(ticket, None)
-            self._post(ev.Cancel(ticket, model))
+            lease = future.result() if future.done() and not future.cancelled() and not future.exception() else None
+            if lease is not None:  # granted in the very moment in which its caller left
+                lease.release()
+            else:
+                self._post(ev.Cancel(ticket, model))
             raise
 
     def _set_timer(self) -> None:
