@@ -25,6 +25,7 @@ app = App(
 _config = App(name="config", help="Look at the configuration.")
 
 app.command("mlxsup.cli.run:run", name="run", help="Ask a model for a picture or a text.")
+app.command("mlxsup.cli.show:show", name="show", help="Tell how a picture was made: its prompt, seed and settings.")
 app.command("mlxsup.cli.serve:serve", name="serve", help="Run the daemon.")
 app.command("mlxsup.cli.runners:ps", name="ps", help="List the daemon's runners.")
 app.command("mlxsup.cli.runners:load", name="load", help="Load a model in the daemon; returns when it is ready.")

@@ -76,6 +76,13 @@ class Client:
         except msgspec.DecodeError as error:
             raise BadAnswer(f"{self.url} answers, but not as mlxsup does: {error}") from error
 
+    async def engine_of(self, model: str) -> str:
+        """Return the kind of engine that serves a model, "" when the daemon has none of that name."""
+        for report in await self.runners():
+            if model == report.model or model in report.aliases:
+                return report.engine
+        return ""
+
     async def open(self, method: str, path: str, body: object = None) -> aiohttp.ClientResponse:
         """Send a request and return its answer, whose body is not read yet.
 

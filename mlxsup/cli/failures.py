@@ -35,6 +35,14 @@ def lines_of(error: MlxsupError) -> Iterator[str]:
         yield " ".join(error.message.split())
 
 
+def not_installed(error: ModuleNotFoundError) -> CommandFailed:
+    """Return what to say of a missing part of the extra `imagegen`. Raises `error` itself for any other module."""
+    package = (error.name or "").partition(".")[0]
+    if package not in ("mlx", "PIL"):
+        raise error
+    return CommandFailed(f"{package} is not installed; mend: pip install 'mlxsup[imagegen]'")
+
+
 def exit_code_of(error: MlxsupError) -> int:
     """Tell what was asked for wrongly (2) from what failed (1)."""
     if isinstance(error, _USAGE_ERRORS) or (error.source == "runner" and 400 <= error.status < 500):

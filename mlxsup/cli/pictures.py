@@ -1,12 +1,51 @@
-"""The file a picture goes to: found unwritable before any work is done, and never left half written."""
+"""Files of pictures: what is read whole or refused, and what is found unwritable before any work and never half written."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from mlxsup.cli.failures import CommandFailed
+from mlxsup.errors import InvalidRequest
+from mlxsup.protocol import OutputFormat
+
+LARGEST_INPUT: Final = 64 << 20
+"""Bytes of one picture that is read."""
+
+_FORMATS: Final[dict[str, OutputFormat]] = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
+_SUFFIXES: Final[dict[OutputFormat, str]] = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+
+
+def read_picture(path: Path) -> bytes:
+    """Read a picture that is to be worked on.
+
+    Raises:
+        InvalidRequest: there is none, or it is empty or too large.
+    """
+    try:
+        with path.expanduser().open("rb") as file:
+            found = file.read(LARGEST_INPUT + 1)
+    except OSError as error:
+        raise InvalidRequest(f"--image: {path} cannot be read: {error.strerror}") from error
+    if not found:
+        raise InvalidRequest(f"--image: {path} is empty")
+    if len(found) > LARGEST_INPUT:
+        raise InvalidRequest(f"--image: {path} is larger than {LARGEST_INPUT >> 20} MiB")
+    return found
+
+
+def chosen_format(output: Path | None, asked: OutputFormat | None) -> OutputFormat | None:
+    """Return the kind of file to ask for: as asked, else as the name of the output says; None for what comes anyway (png).
+
+    Raises:
+        InvalidRequest: the two contradict each other.
+    """
+    named = _FORMATS.get(output.suffix.lower()) if output else None
+    if asked and named and asked != named:
+        raise InvalidRequest(f"--format {asked} and --output {output} contradict each other; leave one of them out")
+    return asked or (named if named != "png" else None)
 
 
 class PictureFile:
@@ -17,13 +56,13 @@ class PictureFile:
         self.written = 0
 
     @classmethod
-    def at(cls, output: Path | None, name: str) -> PictureFile:
-        """Return the file at `output`, else `name`.png in the current folder.
+    def at(cls, output: Path | None, name: str, kind: OutputFormat | None = None) -> PictureFile:
+        """Return the file at `output`, else one in the current folder called `name`, with the suffix of its kind (png).
 
         Raises:
             CommandFailed: it could not be written, as far as that can be told now.
         """
-        path = output.expanduser() if output else Path(name.replace("/", "-") + ".png")
+        path = output.expanduser() if output else Path(name.replace("/", "-") + _SUFFIXES[kind or "png"])
         folder = path.resolve().parent
         if path.is_dir():
             raise CommandFailed(f"{path} is a folder; give --output a file in it")

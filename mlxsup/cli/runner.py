@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from mlxsup.cli.failures import CommandFailed
+from mlxsup.cli.failures import not_installed
 from mlxsup.errors import InvalidRequest
 
 
@@ -18,15 +18,21 @@ def runner(
     port: int | None = None,
     socket: Path | None = None,
     ready_fd: int | None = None,
+    quantize: int | None = None,
+    lora: list[str] | None = None,
+    lora_scale: list[float] | None = None,
 ) -> int:
     """Serve one model over HTTP until SIGINT or SIGTERM.
 
     Args:
-        model: builtin:emoji, or a folder that holds a model.
+        model: builtin:emoji, a pipeline's folder, or ORG/NAME of the Hugging Face cache.
         imagegen_engine: Make pictures with MLX; the one kind of runner there is.
         port: Listen on this port of 127.0.0.1.
         socket: Listen on this unix socket.
         ready_fd: Write one byte to this descriptor when ready.
+        quantize: Quantise the weights to 3, 4, 5, 6 or 8 bits.
+        lora: Add a LoRA; may be given several times.
+        lora_scale: How strongly, one for each LoRA.
     """
     if not imagegen_engine:
         raise InvalidRequest("say which kind of runner: --imagegen-engine")
@@ -35,17 +41,17 @@ def runner(
     try:
         from mlxsup.imagegen import server
     except ModuleNotFoundError as error:
-        raise _missing(error) from error
+        raise not_installed(error) from error
     try:
         return server.main(
-            model=model, host="127.0.0.1", port=port, socket=str(socket) if socket else None, ready_fd=ready_fd
+            model=model,
+            host="127.0.0.1",
+            port=port,
+            socket=str(socket) if socket else None,
+            ready_fd=ready_fd,
+            quantize=quantize,
+            lora_paths=lora or (),
+            lora_scales=lora_scale or (),
         )
     except ModuleNotFoundError as error:
-        raise _missing(error) from error
-
-
-def _missing(error: ModuleNotFoundError) -> CommandFailed:
-    package = (error.name or "").partition(".")[0]
-    if package not in ("mlx", "PIL"):
-        raise error
-    return CommandFailed(f"{package} is not installed; mend: pip install 'mlxsup[imagegen]'")
+        raise not_installed(error) from error

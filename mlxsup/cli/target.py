@@ -15,9 +15,10 @@ from mlxsup import config
 from mlxsup.cli.client import Client
 from mlxsup.cli.failures import CommandFailed
 from mlxsup.daemon.addresses import local_url
-from mlxsup.engines import KEYS
-from mlxsup.errors import InvalidRequest
+from mlxsup.engines import ENGINES, KEYS
+from mlxsup.errors import InvalidRequest, MlxsupError
 from mlxsup.protocol import CompletionChunk, CompletionRequest
+from mlxsup.report import RunnerReport
 
 _PROBE_TIMEOUT: Final = 0.5
 """Seconds in which a daemon that nobody named must say that it is one."""
@@ -38,11 +39,14 @@ class Work(Protocol):
     def __aiter__(self) -> AsyncIterator[CompletionChunk]: ...
 
 
-class Target(Protocol):
-    """Whoever does the work."""
+class Local(Protocol):
+    """A supervisor of our own, which is not imported where a daemon does the work."""
 
     def completion(self, model: str, request: CompletionRequest, /) -> Work:
         """Begin a piece of work."""
+
+    def report(self, model: str) -> RunnerReport:
+        """Return the state of one model."""
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +63,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.asynccontextmanager
-async def for_work(wish: Wish) -> AsyncIterator[Target]:
+async def for_work(wish: Wish) -> AsyncIterator[Client | Local]:
     """Open whoever is to work: the daemon that was named, else one that runs where it is configured, else our own supervisor.
 
     Raises:
@@ -82,6 +86,15 @@ async def for_work(wish: Wish) -> AsyncIterator[Target]:
 
     async with Supervisor(settings) as sup:
         yield sup
+
+
+async def makes_pictures(target: Client | Local, model: str) -> bool:
+    """Tell whether `model` has an engine that is known to make pictures; False when whoever does the work does not tell."""
+    try:
+        kind = await target.engine_of(model) if isinstance(target, Client) else target.report(model).engine
+    except MlxsupError:
+        return False
+    return kind in ENGINES and ENGINES[kind].pictures
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from mlxsup.cli import main
 from mlxsup.testing import Gate, fake_runner, picture
 from tests.daemon.children import LIMIT, alive, command, running, serving, write_config
 
@@ -38,12 +39,15 @@ async def test_a_picture_goes_to_its_file_and_the_steps_to_stderr(tmp_path: Path
 async def test_all_flags_reach_the_runner(tmp_path: Path) -> None:
     record = tmp_path / "record"
     config = write_config(tmp_path, {"m": fake_runner(f"image=10; record={record}")})
-    flags = "--width 64 --height 32 --steps 2 --seed 5 --guidance 1.5 --negative-prompt blue --output there.png"
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"other")
+    flags = "--width 64 --height 32 --steps 2 --seed 5 --guidance 1.5 --negative-prompt blue --output there.JPG"
+    flags += " --image a --image b --strength 0.4 --previews 5 --compression 80 --no-metadata"
     code, _, _ = await command("run", "m", "-p-", *flags.split(), "--config", str(config), cwd=tmp_path)
     assert code == 2  # a prompt that looks like a flag goes behind --
     code, _, _ = await command("run", *flags.split(), "--config", str(config), "--", "m", "-p-", cwd=tmp_path)
     assert code == 0
-    assert (tmp_path / "there.png").stat().st_size == 10
+    assert (tmp_path / "there.JPG").stat().st_size == 10
     request = next(line for line in record.read_text().splitlines() if line.startswith("request"))
     assert json.loads(request.split(" ", 2)[2]) == {
         "prompt": "-p-",
@@ -53,7 +57,40 @@ async def test_all_flags_reach_the_runner(tmp_path: Path) -> None:
         "height": 32,
         "steps": 2,
         "seed": 5,
+        "images": ["b25l", "b3RoZXI="],
+        "strength": 0.4,
+        "previews": 5,
+        "output_format": "jpeg",
+        "output_compression": 80,
+        "metadata": False,
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "asked"),
+    [
+        ([], "m-3.png", None),
+        (["--format", "webp"], "m-3.webp", "webp"),
+        (["--format", "jpeg"], "m-3.jpg", "jpeg"),
+        (["-o", "x.webp"], "x.webp", "webp"),
+        (["-o", "x.jpeg", "--format", "jpeg"], "x.jpeg", "jpeg"),
+        (["-o", "x.png", "--previews", "0"], "x.png", None),  # what every engine gives is not asked for
+        (["-o", "x.tiff"], "x.tiff", None),
+        (["-o", "x", "--format", "webp"], "x", "webp"),
+    ],
+)
+def test_the_name_and_the_format_of_the_picture_go_together(
+    flags: list[str], name: str, asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "record"
+    monkeypatch.chdir(tmp_path)
+    config = write_config(tmp_path, {"m": fake_runner(f"image=10; record={record}")})
+    assert main(["run", "m", "p", "--seed", "3", "--config", str(config), *flags]) == 0
+    assert (tmp_path / name).stat().st_size == 10
+    request = json.loads(
+        next(line for line in record.read_text().splitlines() if line[:7] == "request").split(" ", 2)[2]
+    )
+    assert request == {"prompt": "p", "seed": 3} | ({"output_format": asked} if asked else {})
 
 
 async def test_text_streams_to_stdout(tmp_path: Path) -> None:

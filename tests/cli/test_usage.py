@@ -20,8 +20,11 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A configuration with the models heart and text; we stand in its folder."""
+    """A configuration with the models heart and text; we stand in its folder, with an empty file and a large one."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").touch()
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate((64 << 20) + 1)
     return str(write_config(tmp_path, {"heart": fake_runner("image=100"), "text": fake_runner()}))
 
 
@@ -36,6 +39,22 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("run heart p --seed -5", "seed must be between 0 and 9007199254740991"),
         ("run heart p --local --url x:1", "--local and --url contradict each other"),
         ("run heart p --url ftp://x", "'ftp://x' is no address of a daemon; write http://host:port or unix:/path"),
+        ("run heart p --image none.png", "--image: none.png cannot be read: No such file or directory"),
+        ("run heart p --image .", "--image: . cannot be read: Is a directory"),
+        ("run heart p --image empty", "--image: empty is empty"),
+        ("run heart p --image empty --image large", "--image: empty is empty"),
+        ("run heart p --image large", "--image: large is larger than 64 MiB"),
+        ("run heart p --strength 1.1", "strength must be from 0 to 1, not 1.1"),
+        ("run heart p --strength nan", "strength must be from 0 to 1, not nan"),
+        ("run heart p --guidance inf", "guidance must be a finite number, not inf"),
+        ("run heart p --previews -1", "previews must be from 0 to 100, not -1"),
+        ("run heart p --compression 101 --format webp", "output_compression must be from 0 to 100, not 101"),
+        ("run heart p --format gif", "--format"),
+        (
+            "run heart p --format webp --output x.png",
+            "--format webp and --output x.png contradict each other; leave one of them out",
+        ),
+        ("run heart p --format png --output x.JPEG", "--format png and --output x.JPEG contradict each other"),
         ("run haert p", "no model is named 'haert', did you mean heart?"),
         ("serve --listen 80", "--listen: expected host:port or unix:/path, not '80'; did you mean '127.0.0.1:80'?"),
         ("runner --model m", "say which kind of runner: --imagegen-engine"),
@@ -149,14 +168,14 @@ def test_the_version_is_quick(capsys: Capture) -> None:
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, timeout=20, check=True)
     assert time.monotonic() - began < 5
     modules = done.stdout.split()
-    assert not {"aiohttp", "uvloop", "structlog", "psutil", "mlxsup.supervisor", "mlx"} & set(modules)
+    assert not {"aiohttp", "uvloop", "structlog", "psutil", "mlxsup.supervisor", "mlx", "PIL"} & set(modules)
 
 
 def test_help_names_every_verb(capsys: Capture) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(verb in said for verb in ("run", "serve", "ps", "load", "stop", "runner", "config"))
-    for verb in ("run", "serve", "ps", "load", "stop", "runner", "config"):
+    assert all(verb in said for verb in ("run", "show", "serve", "ps", "load", "stop", "runner", "estimate", "config"))
+    for verb in ("run", "show", "serve", "ps", "load", "stop", "runner", "estimate", "config"):
         assert main([verb, "--help"]) == 0
         assert f"mlxsup {verb}" in capsys.readouterr().out
 

@@ -1,0 +1,1 @@
+"""Pictures in the terminal: what it can show (`abilities`), where they are drawn (`canvas`), what is written (`graphics`)."""
