@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxsup.errors import BadAnswer, InvalidRequest
-from mlxsup.protocol import MAX_SEED, CompletionChunk, CompletionRequest, Health, Options
+from mlxsup.protocol import MAX_SEED, MOST_PREVIEWS, CompletionChunk, CompletionRequest, Health, Options
 
 
 class TestSeed:
@@ -46,6 +47,8 @@ class TestFieldsInUse:
             ({"negative_prompt": "n"}, ["negative_prompt"]),
             ({"guidance": 0.0, "steps": 0}, ["guidance", "steps"]),
             ({"width": 64, "height": 64, "seed": 3, "images": [b"x"]}, ["width", "height", "seed", "images"]),
+            ({"strength": 0.0, "previews": 0, "metadata": False}, ["strength", "previews", "metadata"]),
+            ({"output_format": "png", "output_compression": 0}, ["output_format", "output_compression"]),
             ({"options": Options()}, []),
             ({"options": Options(temperature=0.0, stop=[])}, ["options.temperature", "options.stop"]),
         ],
@@ -54,10 +57,54 @@ class TestFieldsInUse:
         assert list(CompletionRequest(prompt="p", **fields).fields_in_use()) == used
 
 
+class TestCheck:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"strength": 0.0},
+            {"strength": 1.0},
+            {"previews": 0},
+            {"previews": MOST_PREVIEWS},
+            {"output_compression": 0},
+            {"output_compression": 100},
+            {"guidance": -1.0, "width": 1, "height": 1, "steps": 1},
+            {"negative_prompt": "é\0😀"},
+        ],
+    )
+    def test_what_may_make_sense_passes(self, fields: dict[str, Any]) -> None:
+        CompletionRequest(prompt="p", **fields).check()
+
+    @pytest.mark.parametrize(
+        ("fields", "param", "range_"),
+        [
+            ({"strength": -0.01}, "strength", "from 0 to 1"),
+            ({"strength": 1.01}, "strength", "from 0 to 1"),
+            ({"strength": math.nan}, "strength", "from 0 to 1"),
+            ({"strength": math.inf}, "strength", "from 0 to 1"),
+            ({"previews": -1}, "previews", f"from 0 to {MOST_PREVIEWS}"),
+            ({"previews": MOST_PREVIEWS + 1}, "previews", f"from 0 to {MOST_PREVIEWS}"),
+            ({"output_compression": -1}, "output_compression", "from 0 to 100"),
+            ({"output_compression": 101}, "output_compression", "from 0 to 100"),
+            ({"guidance": math.nan}, "guidance", "finite"),
+            ({"width": 0}, "width", "at least 1"),
+            ({"height": -64}, "height", "at least 1"),
+            ({"steps": 0}, "steps", "at least 1"),
+            ({"negative_prompt": "\ud800"}, "negative_prompt", "Unicode"),
+        ],
+    )
+    def test_what_cannot_is_refused_by_its_name(self, fields: dict[str, Any], param: str, range_: str) -> None:
+        with pytest.raises(InvalidRequest, match=f"{param} .*{range_}") as caught:
+            CompletionRequest(prompt="p", **fields).check()
+        assert caught.value.details == {"param": param}
+
+
 class TestWire:
     def test_what_is_not_given_is_not_sent(self) -> None:
         assert msgspec.json.encode(CompletionRequest(prompt="p")) == b'{"prompt":"p"}'
         assert msgspec.json.encode(CompletionChunk(step=1, total=2)) == b'{"step":1,"total":2}'
+        preview = CompletionChunk(step=1, total=2, image="aGk=", preview=True)
+        assert msgspec.json.encode(preview) == b'{"image":"aGk=","preview":true,"step":1,"total":2}'
 
     @given(st.binary(max_size=100), st.text(st.characters(exclude_categories=["Cs"]), max_size=50))
     def test_a_request_comes_back_as_it_was(self, image: bytes, prompt: str) -> None:
@@ -67,6 +114,13 @@ class TestWire:
     def test_a_field_nobody_knows_is_refused(self) -> None:
         with pytest.raises(msgspec.ValidationError):
             msgspec.json.decode(b'{"prompt":"p","size":1}', type=CompletionRequest)
+
+    @pytest.mark.parametrize(
+        "field", ['"output_format":"gif"', '"output_format":"PNG"', '"metadata":1', '"previews":1.5']
+    )
+    def test_a_value_of_another_kind_is_refused(self, field: str) -> None:
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(b'{"prompt":"p",%b}' % field.encode(), type=CompletionRequest)
 
     def test_runners_may_say_more_than_we_know(self) -> None:
         assert msgspec.json.decode(b'{"content":"a","new":1}', type=CompletionChunk) == CompletionChunk(content="a")

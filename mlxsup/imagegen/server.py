@@ -12,11 +12,13 @@ import os
 import signal
 import socket as sockets
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxsup.imagegen.pipelines.catalog import NoSuchModelError, resolve
+from mlxsup.imagegen.pipelines.catalog import resolve
+from mlxsup.imagegen.pipelines.selection import Adaptation, NoSuchModelError, paired
 
 if TYPE_CHECKING:
     from mlxsup.imagegen.service import Service
@@ -28,7 +30,15 @@ BACKLOG = 128
 
 
 def main(
-    model: str, *, host: str = "127.0.0.1", port: int | None, socket: str | None, ready_fd: int | None = None
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None,
+    socket: str | None,
+    ready_fd: int | None = None,
+    quantize: int | None = None,
+    lora_paths: Sequence[str] = (),
+    lora_scales: Sequence[float] = (),
 ) -> int:
     """Serve one model until SIGINT, SIGTERM, or the supervisor's end.
 
@@ -36,11 +46,14 @@ def main(
     the process itself: with code 0 after a signal or the supervisor's end, 1 when the model could not be loaded.
 
     Args:
-        model: `builtin:emoji`.
+        model: `builtin:emoji`, the folder of a pipeline, or `ORG/NAME` of the Hugging Face cache.
         host: address to listen on, with `port`.
         port: TCP port; 0 takes a free one, which the log names.
         socket: path of a unix socket, instead of a port.
         ready_fd: inherited descriptor that gets one byte, and is closed, as soon as the model is loaded.
+        quantize: bits of a weight, of `selection.BITS`; None leaves them as they are stored.
+        lora_paths: files of LoRAs to add to the weights.
+        lora_scales: how strongly, one for each; none at all stands for 1.
 
     Returns:
         1, with one line on stderr, when there is nothing to serve: the name means no model, or the address is taken.
@@ -51,7 +64,7 @@ def main(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s", force=True)
     logging.raiseExceptions = False  # a supervisor that is gone leaves a broken pipe for stderr
     try:
-        load = resolve(model)
+        load = resolve(model, Adaptation(quantize, paired(lora_paths, lora_scales)))
         supervisor = _supervisor_pid()
     except (NoSuchModelError, ValueError) as error:
         return _failed(str(error))

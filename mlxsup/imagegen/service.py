@@ -7,13 +7,16 @@ import logging
 import os
 import socket as sockets
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 from aiohttp import web
 
 from mlxsup.errors import BodyTooLarge, Loading, MlxsupError, ShuttingDown
-from mlxsup.imagegen.orders import read_order
+from mlxsup.imagegen.lines import Line, Lines
+from mlxsup.imagegen.orders import read_order, settings_of
 from mlxsup.imagegen.pipelines.base import Loader
 from mlxsup.imagegen.worker import Job, Worker
 from mlxsup.protocol import CompletionChunk
@@ -30,9 +33,6 @@ SUPERVISOR_CHECK = 1.0
 GRACE = 0.3
 """Seconds that the step in work, and then the open answers, get to end when the runner is told to."""
 
-Lines = asyncio.Queue[tuple[bytes, bool]]
-"""The lines of one answer, each with whether it is the last."""
-
 _encoder = msgspec.json.Encoder()
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Service:
 
     Args:
         load: makes the pipeline; from `pipelines.base.resolve`.
-        model: its name, for health.
+        model: its name or path, for health; pictures tell the name alone.
         listener: bound and listening; closed at the end.
         ready_fd: gets one byte, and is closed, as soon as the model is loaded.
         supervisor: process id that must stay this process's parent; None if nobody supervises it.
@@ -69,6 +69,7 @@ class Service:
         self._ending = asyncio.Event()
         self._failure: str | None = None
         self._answers: set[Lines] = set()
+        self._reading = ThreadPoolExecutor(1, "reading")
 
     async def serve(self) -> str | None:
         """Load the model and serve it until `end` is called; once only.
@@ -77,7 +78,7 @@ class Service:
             Why the model could not be loaded, in one line; None after an orderly end.
         """
         self._loop = asyncio.get_running_loop()
-        app = web.Application(client_max_size=LARGEST_BODY, middlewares=[_errors_as_json])
+        app = web.Application(middlewares=[_errors_as_json])
         app.router.add_get("/health", self._health)
         app.router.add_post("/completion", self._completion)
         # Without handler_cancellation a caller who leaves before the next line would not be noticed.
@@ -91,7 +92,8 @@ class Service:
         finally:
             watch.cancel()
             for lines in self._answers:
-                lines.put_nowait(_line(CompletionChunk(content="error: the runner is ending", done=True)))
+                lines.put(Line.of(CompletionChunk(content="error: the runner is ending", done=True)))
+            self._reading.shutdown(wait=False)
             await asyncio.to_thread(self.worker.stop, GRACE)
             await site.cleanup()
         return self._failure
@@ -116,15 +118,16 @@ class Service:
         pipeline = self.worker.pipeline
         if pipeline is None:
             raise Loading("the model is still being loaded")
-        try:
-            order = read_order(await request.read(), pipeline)
-        except web.HTTPRequestEntityTooLarge as error:
-            raise BodyTooLarge(f"the body is larger than {LARGEST_BODY >> 20} MiB") from error
-        if self._ending.is_set():
-            raise ShuttingDown("the runner is ending")
+        body = await _read(request)
+        self._check_ending()
+        # One at a time: pictures that come along are decoded, and each may take much memory.
+        order, output = await asyncio.get_running_loop().run_in_executor(self._reading, read_order, body, pipeline)
+        self._check_ending()
+        del body
         lines = Lines()
-        lines.put_nowait(_line(CompletionChunk(step=0, total=order.steps)))
-        job = Job(order, lambda chunk: self._deliver(lines, chunk))
+        lines.put(Line.of(CompletionChunk(step=0, total=order.steps)))
+        settings = settings_of(order, pipeline, self._shown_model()) if output.metadata else None
+        job = Job(order, output, settings, lambda chunk: self._deliver(lines, chunk))
         self.worker.submit(job)
         self._answers.add(lines)
         try:
@@ -133,25 +136,36 @@ class Service:
             self._answers.discard(lines)
             self.worker.give_up(job)
 
+    def _check_ending(self) -> None:
+        if self._ending.is_set():
+            raise ShuttingDown("the runner is ending")
+
+    def _shown_model(self) -> str:
+        return Path(self._model).name
+
     async def _answer(self, request: web.Request, lines: Lines) -> web.StreamResponse:
-        """Send lines up to the last; the latest one again whenever `heartbeat` seconds bring none."""
+        """Send lines up to the last; the latest step again whenever `heartbeat` seconds bring none."""
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        line, last = b"", False
-        while not last:
+        line = step = await lines.get()
+        while True:
+            await response.write(line.data)
+            if line.last:
+                break
+            line = step
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._heartbeat):
-                    line, last = await lines.get()
-            await response.write(line)
+                    line = await lines.get()
+            step = step if line.preview else line
         await response.write_eof()
         return response
 
     def _deliver(self, lines: Lines, chunk: CompletionChunk) -> None:
         """Called in the worker's thread, which also encodes: a large picture would hold the loop up."""
         assert self._loop is not None
-        line = _line(chunk)
+        line = Line.of(chunk)
         with suppress(RuntimeError):  # the loop is closed: nobody reads any more
-            self._loop.call_soon_threadsafe(lines.put_nowait, line)
+            self._loop.call_soon_threadsafe(lines.put, line)
 
     def _tell_ready(self) -> None:
         """Called in the worker's thread, so that the word goes out at once."""
@@ -175,6 +189,16 @@ class Service:
             await asyncio.sleep(SUPERVISOR_CHECK)
 
 
+async def _read(request: web.Request) -> bytearray:
+    """Read a body; unlike `request.read`, the request does not keep it for as long as the answer takes."""
+    body = bytearray()
+    async for block in request.content.iter_any():
+        body += block
+        if len(body) > LARGEST_BODY:
+            raise BodyTooLarge(f"the body is larger than {LARGEST_BODY >> 20} MiB")
+    return body
+
+
 @web.middleware
 async def _errors_as_json(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -195,7 +219,3 @@ def _error(status: int, code: str, message: str) -> web.Response:
 
 def _json(body: Mapping[str, object], status: int) -> web.Response:
     return web.Response(body=_encoder.encode(body), status=status, content_type="application/json")
-
-
-def _line(chunk: CompletionChunk) -> tuple[bytes, bool]:
-    return _encoder.encode(chunk) + b"\n", chunk.done

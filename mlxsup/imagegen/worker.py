@@ -6,8 +6,6 @@ that the job schedules on the loop. Arrays never leave the thread.
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import threading
 import time
@@ -16,7 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlxsup.errors import Loading, QueueFull
-from mlxsup.imagegen.pipelines.base import Loader, Order, Pipeline
+from mlxsup.imagegen.encoding import Output, encode
+from mlxsup.imagegen.pipelines.base import Loader, Order, Pipeline, Preview
+from mlxsup.imagegen.previews import preview_size, preview_steps
+from mlxsup.metadata import Settings
 from mlxsup.protocol import CompletionChunk, RunnerMemory
 
 QUEUE = 8
@@ -40,11 +41,15 @@ class Job:
 
     Attributes:
         order: what to make.
+        output: in what form.
+        settings: what the picture file is to say of how it was made.
         deliver: called in the worker's thread with each chunk; the last one has `done`.
         given_up: set by the loop's side; looked at between two steps.
     """
 
     order: Order
+    output: Output
+    settings: Settings | None
     deliver: Callable[[CompletionChunk], None]
     given_up: bool = False
 
@@ -160,40 +165,34 @@ class Worker:
     def _make(self, job: Job, pipeline: Pipeline) -> None:
         order = job.order
         began = time.monotonic_ns()
-        first_step = began
-
-        def on_step(step: int, total: int) -> None:
-            nonlocal first_step
-            if job.given_up or self._stopping:
-                raise _GivenUpError
-            if step == 0:
-                first_step = time.monotonic_ns()
-            self._note_memory()
-            if step > 0:  # whoever took the request has sent step 0 already, while it waited
-                job.deliver(CompletionChunk(step=step, total=total))
-
-        picture = pipeline.generate(order, on_step)
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        if job.given_up or self._stopping:
-            raise _GivenUpError
+        steps = _Steps(job, self._check)
+        picture = pipeline.generate(order, steps.on_step)
+        self._check(job)
+        image = encode(picture, job.output, job.settings)
+        self._check(job)
         ended = time.monotonic_ns()
         self._current = None  # whoever has read the last line must not find this runner busy with it
         job.deliver(
             CompletionChunk(
-                image=base64.b64encode(file.getbuffer()).decode("ascii"),
+                image=image,
                 done=True,
                 seed=order.seed,
                 step=order.steps,
                 total=order.steps,
                 stop_reason="stop",
-                eval_count=order.steps,
-                eval_duration=ended - first_step,
+                eval_count=order.steps - steps.first,
+                eval_duration=ended - steps.began,
                 prompt_eval_count=len(order.prompt.split()),
-                prompt_eval_duration=first_step - began,
+                prompt_eval_duration=steps.began - began,
             )
         )
         logger.info("made %d x %d in %d steps, %.2f s", order.width, order.height, order.steps, (ended - began) / 1e9)
+
+    def _check(self, job: Job) -> None:
+        """Stop the work if nobody wants it any more; note its memory."""
+        if job.given_up or self._stopping:
+            raise _GivenUpError
+        self._note_memory()
 
     def _note_progress(self, progress: float) -> None:
         self.progress = max(self.progress, min(1.0, progress))
@@ -204,6 +203,40 @@ class Worker:
         self.memory = RunnerMemory(
             active=mx.get_active_memory(), peak=mx.get_peak_memory(), cache=mx.get_cache_memory()
         )
+
+
+class _Steps:
+    """Follows one picture from step to step: `first` steps were behind it when it `began`, in monotonic nanoseconds."""
+
+    def __init__(self, job: Job, check: Callable[[Job], None]) -> None:
+        self._job = job
+        self._check = check
+        self._shown: frozenset[int] | None = None
+        self.first = 0
+        self.began = time.monotonic_ns()
+
+    def on_step(self, step: int, total: int, preview: Preview | None = None, /) -> None:
+        """See `pipelines.base.OnStep`."""
+        self._check(self._job)
+        if self._shown is None:
+            self._shown = preview_steps(self._job.output.previews, step, total)
+            self.first, self.began = step, time.monotonic_ns()
+        if step > 0:  # whoever took the request has sent step 0 already, while it waited
+            self._job.deliver(CompletionChunk(step=step, total=total))
+        if preview is not None and step in self._shown:
+            self._show(preview, step, total)
+
+    def _show(self, preview: Preview, step: int, total: int) -> None:
+        """Send a picture of the work in progress; without one, the work goes on all the same."""
+        try:
+            picture = preview()
+            picture.thumbnail(preview_size(*picture.size))
+            image = encode(picture, self._job.output)
+        except Exception as error:  # noqa: BLE001 - the picture itself may well come out
+            # One line an event, so no traceback.
+            logger.error("a preview failed: %s: %s", type(error).__name__, _one_line(error))  # noqa: TRY400
+            return
+        self._job.deliver(CompletionChunk(step=step, total=total, image=image, preview=True))
 
 
 def _prepare_mlx() -> None:

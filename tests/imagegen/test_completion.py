@@ -12,6 +12,7 @@ import anyio
 import pytest
 from PIL import Image, ImageStat
 
+from mlxsup.imagegen.builtin.model import SIDE
 from tests.imagegen.conftest import Child
 
 pytestmark = pytest.mark.anyio
@@ -42,7 +43,7 @@ async def test_every_step_has_a_line_and_the_last_line_has_the_picture(runner: C
     }
 
 
-@pytest.mark.parametrize(("width", "height"), [(32, 32), (256, 64), (40, 136), (None, None)])
+@pytest.mark.parametrize(("width", "height"), [(SIDE, SIDE), (256, SIDE), (SIDE + 8, 136), (None, None)])
 async def test_the_picture_has_the_size_asked_for(runner: Child, width: int | None, height: int | None) -> None:
     lines = await runner.complete(prompt="sun", width=width, height=height, steps=1)
     assert picture(lines[-1]).size == (width or 256, height or 256)
@@ -72,7 +73,7 @@ async def test_the_same_seed_gives_the_same_bytes(runner: Child) -> None:
 
 @pytest.mark.parametrize("seed", [{}, {"seed": 0}])
 async def test_a_seed_is_chosen_and_told_when_none_is_given(runner: Child, seed: dict[str, int]) -> None:
-    order = {"prompt": "moon", "width": 32, "height": 32, "steps": 2}
+    order = {"prompt": "moon", "width": SIDE, "height": SIDE, "steps": 2}
     first = (await runner.complete(**order, **seed))[-1]
     assert 0 < first["seed"] < 2**53
     again = (await runner.complete(**order, seed=first["seed"]))[-1]
@@ -80,7 +81,7 @@ async def test_a_seed_is_chosen_and_told_when_none_is_given(runner: Child, seed:
 
 
 async def test_guidance_changes_the_picture(runner: Child) -> None:
-    order = {"prompt": "a fox", "width": 32, "height": 32, "steps": 2, "seed": 5}
+    order = {"prompt": "a fox", "width": SIDE, "height": SIDE, "steps": 2, "seed": 5}
     plain, guided = [(await runner.complete(**order, guidance=guidance))[-1] for guidance in (1, 3)]
     assert plain["image"] != guided["image"]
 
@@ -89,8 +90,8 @@ async def test_guidance_changes_the_picture(runner: Child) -> None:
     ("fields", "code", "words"),
     [
         ({"width": 250}, "invalid_request", ["width", "248", "256"]),
-        ({"height": 33}, "invalid_request", ["height", "32", "40"]),
-        ({"width": 24}, "invalid_request", ["width", "32", "4096"]),
+        ({"height": SIDE + 1}, "invalid_request", ["height", f"{SIDE}", f"{SIDE + 8}"]),
+        ({"width": SIDE - 8}, "invalid_request", ["width", f"{SIDE}", "4096"]),
         ({"height": 4104}, "invalid_request", ["height", "4096"]),
         ({"width": "64"}, "invalid_request", ["width"]),
         ({"width": -64}, "invalid_request", ["width"]),
@@ -105,7 +106,17 @@ async def test_guidance_changes_the_picture(runner: Child) -> None:
         ({"widht": 64}, "invalid_request", ["widht"]),
         ({"options": {"top": 1}}, "invalid_request", ["top"]),
         ({"images": ["not base64!"]}, "invalid_request", ["images"]),
-        ({"images": ["aGVsbG8="]}, "unsupported_parameter", ["images"]),
+        ({"strength": 1.1, "images": [""]}, "invalid_request", ["strength", "0 to 1"]),
+        ({"previews": -1}, "invalid_request", ["previews", "0 to 100"]),
+        ({"previews": 101}, "invalid_request", ["previews", "0 to 100"]),
+        ({"output_format": "gif"}, "invalid_request", ["output_format"]),
+        ({"output_format": "webp", "output_compression": 101}, "invalid_request", ["output_compression", "0 to 100"]),
+        ({"output_compression": 50}, "invalid_request", ["output_compression", "png"]),
+        ({"output_format": "png", "output_compression": 100}, "invalid_request", ["output_compression", "png"]),
+        ({"strength": 0.5}, "invalid_request", ["strength", "images"]),
+        ({"strength": 0.5, "images": []}, "invalid_request", ["strength", "images"]),
+        ({"images": ["aGVsbG8="]}, "invalid_request", ["images[0]", "JPEG, PNG or WebP"]),
+        ({"images": ["aGVsbG8=", "aGVsbG8="]}, "invalid_request", ["images", "one picture", "not 2"]),
         ({"negative_prompt": "blurry"}, "unsupported_parameter", ["negative_prompt"]),
         ({"options": {"num_predict": 5}}, "unsupported_parameter", ["num_predict"]),
         ({"options": {"temperature": 0}}, "unsupported_parameter", ["temperature"]),
@@ -128,7 +139,16 @@ async def test_a_body_that_is_no_request_is_refused(runner: Child, body: bytes) 
 
 async def test_what_changes_nothing_is_accepted(runner: Child) -> None:
     lines = await runner.complete(
-        prompt="", negative_prompt="", images=[], options={}, guidance=None, width=32, height=32, steps=1
+        prompt="",
+        negative_prompt="",
+        images=[],
+        options={},
+        guidance=None,
+        strength=None,
+        previews=0,
+        width=SIDE,
+        height=SIDE,
+        steps=1,
     )
     assert lines[-1]["done"]
 
@@ -141,8 +161,8 @@ async def test_other_paths_and_methods_are_told_so(runner: Child) -> None:
                 assert (await answer.json())["error"]["message"]
 
 
-async def test_health_is_answered_while_the_largest_picture_is_being_made(runner: Child) -> None:
-    order = {"prompt": "x", "width": 4096, "height": 4096, "steps": 5}
+async def test_health_is_answered_while_a_large_picture_is_being_made(runner: Child) -> None:
+    order = {"prompt": "x", "width": 2048, "height": 2048, "steps": 5}
     async with runner.session() as session, session.post("/completion", json=order) as answer:
         await answer.content.readline()
         times: list[float] = []
@@ -171,13 +191,13 @@ async def test_work_stops_when_its_caller_leaves(start: Any) -> None:
         assert (await child.health())[1]["busy"]
     line = await anyio.to_thread.run_sync(child.line_with, "given up")
     assert line
-    assert (await child.complete(prompt="a sun", width=32, height=32, steps=1))[-1]["done"]
+    assert (await child.complete(prompt="a sun", width=SIDE, height=SIDE, steps=1))[-1]["done"]
     assert not (await child.health())[1]["busy"]
 
 
 async def test_unknown_words_are_noted_and_ignored(start: Any) -> None:
     child = start()
-    order = {"width": 32, "height": 32, "steps": 2, "seed": 3}
+    order = {"width": SIDE, "height": SIDE, "steps": 2, "seed": 3, "metadata": False}
     noted = (await child.complete(prompt="a Red HEART zyzzy, qwop!", **order))[-1]
     plain = (await child.complete(prompt="red heart", **order))[-1]
     assert noted["image"] == plain["image"]

@@ -24,8 +24,8 @@ from mlxsup.imagegen import server
 
 resolve = server.resolve
 
-def gated(model):
-    load = resolve(model)
+def gated(*arguments):
+    load = resolve(*arguments)
     def wait_and_load(progress):
         progress(0.25)
         print("gate", file=sys.stderr, flush=True)
@@ -220,7 +220,7 @@ def test_the_runner_is_small_and_needs_no_numpy() -> None:
     script = (
         "import sys, psutil; from mlxsup.imagegen import service; from mlxsup.imagegen.pipelines import base, catalog;"
         "pipeline = catalog.resolve('builtin:emoji')(lambda done: None);"
-        "pipeline.generate(base.Order('sun', 256, 256, 4, 1, 1.0), lambda step, total: None);"
+        "pipeline.generate(base.Order('sun', 256, 256, 4, 1, 1.0), lambda step, total, preview=None: None);"
         "print('numpy' in sys.modules, psutil.Process().memory_info().rss)"
     )
     done = subprocess.run(

@@ -32,6 +32,7 @@ class Gated:
     default_steps = 2
     default_guidance = 1.0
     honours: frozenset[str] = frozenset()
+    most_images = 1
 
     def __init__(self) -> None:
         self.gate = threading.Event()

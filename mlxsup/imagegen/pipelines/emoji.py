@@ -13,16 +13,17 @@ if TYPE_CHECKING:
 
 
 class EmojiPipeline:
-    """`builtin:emoji`: sampled at 32 x 32, enlarged to the size asked for.
+    """`builtin:emoji`: sampled as a small square, enlarged to the size asked for.
 
     Args:
         progress: told that the code is imported (a half) and that the weights are read (1).
     """
 
-    sizes = Sizes(smallest=SIDE, multiple=8, default=256)
+    sizes = Sizes(smallest=SIDE, multiple=8, default=256, keep_shape=False)
     default_steps = 8
     default_guidance = 1.0
-    honours = frozenset({"guidance"})
+    honours = frozenset({"guidance", "images", "strength", "previews"})
+    most_images = 1
 
     def __init__(self, progress: Progress) -> None:
         progress(0.5)
@@ -38,5 +39,7 @@ class EmojiPipeline:
             steps=order.steps,
             seed=order.seed,
             guidance=order.guidance,
+            picture=order.images[0] if order.images else None,
+            strength=order.strength,
             on_step=on_step,
         )
