@@ -16,7 +16,7 @@ MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and f"mlxsup needs
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0 /usr/lib/*/libopenblas.so.0 /usr/lib64/libopenblas.so.0))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-real lint format types imports example bench soak flaky train wheel clean
+.PHONY: help run test test-real lint format types imports example bench soak flaky train sheet evaluate wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,12 +27,8 @@ run: $(VENV)/.installed-run ## make a picture: make run PROMPT="a yellow star" O
 test: $(VENV)/.installed-dev ## all tests but the real engines': make test ARGS="-k config"
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-test-real: ## tests/real, with real engines and clients, in an environment of its own under build/
-	@if [ -z "$$(find tests/real -name 'test_*.py' 2>/dev/null)" ]; then echo "tests/real holds no test yet"; else $(MAKE) --no-print-directory run-real; fi
-
-.PHONY: run-real
-run-real: build/real/.installed
-	build/real/bin/python -m pytest $(ARGS) tests/real
+test-real: $(VENV)/.installed-dev build/real-mflux/.installed ## tests/real: with mflux, which gets an environment of its own under build/
+	$(BIN)/python -m pytest $(ARGS) tests/real
 
 lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 	$(BIN)/ruff check
@@ -64,6 +60,12 @@ flaky: $(VENV)/.installed-dev ## faults and races TIMES times in a row (long), t
 train: $(VENV)/.installed-train ## train the model that ships, from nothing (long): ARGS are those of the trainer
 	$(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) $(BIN)/python -m mlxsup.imagegen.builtin.train $(ARGS)
 
+sheet: $(VENV)/.installed-dev ## draw the contact sheet of the README with the model that ships
+	$(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) $(BIN)/python -m mlxsup.imagegen.builtin.evaluate --sheet .media/emoji.png
+
+evaluate: $(VENV)/.installed-dev ## measure the model that ships, as its card states it (minutes)
+	$(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) $(BIN)/python -m mlxsup.imagegen.builtin.evaluate
+
 wheel: $(VENV)/.installed-dev ## build the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist
@@ -92,9 +94,11 @@ $(VENV)/.installed-train: $(VENV)/.installed-dev
 	$(PIP) install --quiet --group train
 	@touch $@
 
-build/real/.installed: pyproject.toml
+# Pinned and without what they ask for: see the head of the list. The package itself is read where it lies.
+build/real-mflux/.installed: tests/real/requirements-mflux.txt
 	@$(PYTHON) -c '$(MIN_PYTHON)'
-	$(PYTHON) -m venv build/real
-	build/real/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	build/real/bin/python -m pip install --quiet --editable '.[imagegen,mlx-lm]' --group dev
+	rm -rf build/real-mflux
+	$(PYTHON) -m venv build/real-mflux
+	build/real-mflux/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-compile --requirement $<
+	build/real-mflux/bin/python -c 'import sysconfig; open(sysconfig.get_path("purelib") + "/mlxsup.pth", "w").write("$(CURDIR)")'
 	@touch $@

@@ -19,8 +19,8 @@ def runner(
     socket: Path | None = None,
     ready_fd: int | None = None,
     quantize: int | None = None,
-    lora: list[str] | None = None,
-    lora_scale: list[float] | None = None,
+    lora: Annotated[list[str] | None, Parameter(negative="")] = None,
+    lora_scale: Annotated[list[float] | None, Parameter(negative="")] = None,
 ) -> int:
     """Serve one model over HTTP until SIGINT or SIGTERM.
 

@@ -1,4 +1,8 @@
-"""The `imagegen` engine: the MLX image runner of this package, in a Python process of its own."""
+"""The `imagegen` engine: the MLX image runner of this package, in a Python process of its own.
+
+Its models are the one that ships, and folders with a pipeline that mflux knows. What kind of pipeline a folder holds is the
+runner's to find out; here only what is there is looked at, and how much memory it takes.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,13 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
 from mlxsup import weights
 from mlxsup.config import ModelSettings
+from mlxsup.config.rules import PathText
 from mlxsup.engines import wire
 from mlxsup.engines.base import Address, Engine, Finding, Launch, Transport
 from mlxsup.errors import EngineUnavailable, InvalidRequest, LoadFailed
@@ -27,13 +32,15 @@ BUILTIN = frozenset({"builtin:emoji"})
 _OPENBLAS = ("lib/*-linux-gnu/openblas-pthread/libopenblas.so.0", "lib64/libopenblasp.so.0", "lib/libopenblas.so.0")
 """Where Debian, Fedora and Arch keep the threaded OpenBLAS, below /usr."""
 
-_MEND = "install 'mlxsup[imagegen]'"
+_MEND = "install 'mlxsup[{}]'"
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "imagegen" / "builtin"
 _BUILTIN_PIXELS = 4096 * 4096
 _BUILTIN_BYTES_PER_PIXEL = 12
-"""The emoji model computes at 32 x 32 and enlarges: RGB, its resized copy and the PNG of it."""
+"""The emoji model computes a small square and enlarges it: RGB, its resized copy and the PNG of it."""
 _PIPELINE_PIXELS = 1024 * 1024
 _NEEDED = ("mlx.core", "PIL")
+_GROUP_BITS = 0.5
+"""What quantisation adds to each weight: a scale and a bias of 16 bits for 64 of them."""
 _PROBE = """
 import importlib.util, sys
 def found(name):
@@ -54,6 +61,20 @@ class ImagegenKeys(msgspec.Struct, frozen=True, kw_only=True):
             description="width x height that memory is reserved for; unset: the pipeline's", examples=[1048576]
         ),
     ] = None
+    quantize: Annotated[
+        Literal[3, 4, 5, 6, 8] | None,
+        msgspec.Meta(description="bits of a weight, unless stored quantised; unset: as they are stored", examples=[4]),
+    ] = None
+    lora_paths: Annotated[list[PathText], msgspec.Meta(description="files of LoRAs, added to the weights")] = []
+    lora_scales: Annotated[
+        list[float], msgspec.Meta(description="how strongly, one for each of lora_paths; unset: 1 each")
+    ] = []
+
+    def __post_init__(self) -> None:
+        if self.lora_scales and len(self.lora_scales) != len(self.lora_paths):
+            raise ValueError(
+                f"lora_scales has {len(self.lora_scales)} for {len(self.lora_paths)} lora_paths: one each, or none"
+            )
 
 
 class ImagegenEngine(Engine):
@@ -64,18 +85,22 @@ class ImagegenEngine(Engine):
     pictures: ClassVar[bool] = True
 
     def check(self, model: ModelSettings) -> None:
-        """Refuse machines without MLX, and paths that are no model."""
+        """Refuse machines without MLX or mflux, paths that are no model, and LoRAs that are not there."""
         if sys.platform == "darwin" and platform.machine() != "arm64":
             raise _unavailable(model, "MLX needs Apple silicon (arm64); this Mac is " + platform.machine())
+        if model.path not in BUILTIN and not _is_folder(model.path):
+            known = f"neither a folder, nor in {weights.default_cache()}, nor one of {', '.join(sorted(BUILTIN))}"
+            raise _refused(model, f"{model.path or '(no path)'} is no image model: {known}")
+        keys = _keys(model)
+        if model.path in BUILTIN and (keys.quantize or keys.lora_paths):
+            raise _refused(model, f"{model.path} is used as it is: neither quantised nor with a LoRA")
+        for path in keys.lora_paths:
+            if not Path(path).is_file():
+                raise _refused(model, f"no LoRA at {path}: there is no such file; the key is lora_paths")
         if missing := _missing_modules(model):
             where, pip = (f" by {model.python}", f"{model.python} -m pip") if model.python else ("", "pip")
-            raise _unavailable(model, f"{missing} is not importable{where}; mend: {pip} {_MEND}")
-        if model.path not in BUILTIN and not (model.path and Path(model.path).is_dir()):
-            known = ", ".join(sorted(BUILTIN))
-            raise LoadFailed(
-                f"{model.path or '(no path)'} is no image model: neither a folder nor one of {known}",
-                details={"permanent": True, "model": model.name, "cause": "missing_file"},
-            )
+            mend = _MEND.format("mflux" if missing == "mflux" else "imagegen")
+            raise _unavailable(model, f"{missing} is not importable{where}; mend: {pip} {mend}")
 
     def transport(self, model: ModelSettings) -> Transport:
         """Our own runner can always listen on a unix socket."""
@@ -86,9 +111,9 @@ class ImagegenEngine(Engine):
         """Start `python -m mlxsup.imagegen`, which is what `mlxsup runner --imagegen-engine` runs."""
         listen = ("--socket", address.socket) if address.socket else ("--port", str(address.port))
         python = model.python or sys.executable
-        argv = (python, "-m", "mlxsup.imagegen", "--imagegen-engine", "--model", model.path, *listen)
+        argv = (python, "-m", "mlxsup.imagegen", "--imagegen-engine", "--model", model.path, *_adapted(_keys(model)))
         return Launch(
-            argv=(*argv, "--ready-fd", Launch.READY_FD),
+            argv=(*argv, *listen, "--ready-fd", Launch.READY_FD),
             env=_cpu_environment(),
             library_dirs=_mlx_library_dirs(model.python),
         )
@@ -98,8 +123,11 @@ class ImagegenEngine(Engine):
         return wire.read_health(status, body)
 
     def weigh(self, model: ModelSettings) -> Weights:
-        """The models that ship are weighed in their folder."""
-        return weights.measure(str(_BUILTIN_FOLDER)) if model.path in BUILTIN else super().weigh(model)
+        """The models that ship are weighed in their folder, others as the runner will quantise them."""
+        if model.path in BUILTIN:
+            return weights.measure(str(_BUILTIN_FOLDER))
+        found, bits = super().weigh(model), _keys(model).quantize
+        return _quantised(found, bits) if bits else found
 
     def working_set(self, model: ModelSettings, found: Weights) -> int:
         """What the largest picture takes that may be asked for."""
@@ -133,7 +161,45 @@ def max_pixels(model: ModelSettings) -> int:
 
 
 def _configured_pixels(model: ModelSettings) -> int | None:
-    return model.options.max_pixels if isinstance(model.options, ImagegenKeys) else None
+    return _keys(model).max_pixels
+
+
+def _keys(model: ModelSettings) -> ImagegenKeys:
+    return model.options if isinstance(model.options, ImagegenKeys) else ImagegenKeys()
+
+
+def _is_folder(path: str) -> bool:
+    """Tell whether a path is a folder, or names one in the Hugging Face cache, which is a single `/` away from that."""
+    if not path or Path(path).is_dir():
+        return bool(path)
+    try:
+        return weights.snapshot.find(path, weights.default_cache()) is not None
+    except weights.UnreadableModel:
+        return False
+
+
+def _adapted(keys: ImagegenKeys) -> list[str]:
+    """The runner's arguments that change the weights; joined by "=", so that none can be taken for another option."""
+    quantize = [f"--quantize={keys.quantize}"] if keys.quantize else []
+    loras = [f"--lora={path}" for path in keys.lora_paths]
+    return [*quantize, *loras, *(f"--lora-scale={scale!r}" for scale in keys.lora_scales)]
+
+
+def _quantised(found: Weights, bits: int) -> Weights:
+    """Reckon what remains of weights: the autoencoder is convolutions, which stay; what is packed already stays too."""
+    if found.parameters is None or not found.parameters:
+        return found
+    share = min(1.0, (bits + _GROUP_BITS) / (8 * found.tensor_bytes / found.parameters))
+    files = tuple(
+        file if Path(file.path).parent.name == "vae" else msgspec.structs.replace(file, bytes=round(file.bytes * share))
+        for file in found.files
+    )
+    total = sum(file.bytes for file in files)
+    return msgspec.structs.replace(found, files=files, tensor_bytes=total, quantisation=f"{bits}-bit")
+
+
+def _refused(model: ModelSettings, why: str) -> LoadFailed:
+    return LoadFailed(why, details={"permanent": True, "model": model.name, "cause": "missing_file"})
 
 
 def _unavailable(model: ModelSettings, why: str) -> EngineUnavailable:
@@ -145,9 +211,10 @@ def _unavailable(model: ModelSettings, why: str) -> EngineUnavailable:
 
 def _missing_modules(model: ModelSettings) -> str:
     """Name the first module that the runner needs and its interpreter has not, "" when all are there."""
+    needed = _NEEDED if model.path in BUILTIN else (*_NEEDED, "mflux")
     if not model.python:
-        return next((name.partition(".")[0] for name in _NEEDED if not _has_module(name)), "")
-    command = [model.python, "-c", _PROBE, "mlxsup", *_NEEDED]
+        return next((name.partition(".")[0] for name in needed if not _has_module(name)), "")
+    command = [model.python, "-c", _PROBE, "mlxsup", *needed]
     try:
         done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

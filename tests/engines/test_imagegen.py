@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from mlxsup.config import ModelSettings, parse
 from mlxsup.engines import ENGINES, KEYS, Address, Engine, Launch
 from mlxsup.engines import imagegen as imagegen_module
-from mlxsup.errors import EngineUnavailable, LoadFailed, NotSupported
+from mlxsup.errors import ConfigError, EngineUnavailable, LoadFailed, NotSupported
 from mlxsup.protocol import CompletionRequest, Options
 
 ENGINE: Engine = ENGINES["imagegen"]
@@ -50,11 +51,47 @@ class TestCheck:
         if not importlib.util.find_spec("mlx"):
             pytest.skip("needs the extra imagegen")
 
+    @pytest.fixture
+    def with_mflux(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As if mflux were installed."""
+        found = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "mflux" else found(name))
+
     def test_what_ships_is_fine_here(self) -> None:
         ENGINE.check(model())
 
-    def test_a_folder_may_be_a_model(self, tmp_path: Path) -> None:
+    def test_a_folder_may_be_a_model(self, tmp_path: Path, with_mflux: None) -> None:
         ENGINE.check(model(str(tmp_path)))
+
+    def test_so_may_a_name_of_the_cache(
+        self, tmp_path: Path, with_mflux: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+        (tmp_path / "models--org--name/snapshots/0123").mkdir(parents=True)
+        ENGINE.check(model("org/name"))
+        ENGINE.check(model("org/name@0123"))
+        for path in ("org/other", "org/name@v2"):
+            with pytest.raises(LoadFailed, match=f"neither a folder, nor in {tmp_path}, nor one of builtin:emoji"):
+                ENGINE.check(model(path))
+
+    def test_a_folder_needs_mflux(self, tmp_path: Path) -> None:
+        if importlib.util.find_spec("mflux"):
+            pytest.skip("it is there")
+        with pytest.raises(EngineUnavailable) as caught:
+            ENGINE.check(model(str(tmp_path)))
+        assert caught.value.message.endswith("mflux is not importable; mend: pip install 'mlxsup[mflux]'")
+
+    def test_a_lora_must_be_there(self, tmp_path: Path, with_mflux: None) -> None:
+        ENGINE.check(model(str(tmp_path), lora_paths=[__file__]))
+        with pytest.raises(LoadFailed, match=r"no LoRA at /nowhere/lora: .* the key is lora_paths") as caught:
+            ENGINE.check(model(str(tmp_path), lora_paths=[__file__, "/nowhere/lora"]))
+        assert caught.value.permanent
+
+    @pytest.mark.parametrize("keys", [{"quantize": 4}, {"lora_paths": [__file__]}])
+    def test_what_ships_is_used_as_it_is(self, keys: dict[str, Any]) -> None:
+        with pytest.raises(LoadFailed, match="builtin:emoji is used as it is") as caught:
+            ENGINE.check(model(**keys))
+        assert caught.value.permanent
 
     @pytest.mark.parametrize("path", ["", "builtin:none", "/nowhere/model", __file__])
     def test_a_path_that_is_no_model(self, path: str) -> None:
@@ -161,6 +198,15 @@ class TestLaunch:
     def test_in_another_interpreter(self) -> None:
         assert ENGINE.launch(model(python="/opt/venv/bin/python"), Address(port=1)).argv[0] == "/opt/venv/bin/python"
 
+    def test_the_weights_are_adapted_as_configured(self) -> None:
+        argv = ENGINE.launch(
+            model("/m", quantize=4, lora_paths=["/a b", "-c"], lora_scales=[0.5, -1.0]), Address(port=1)
+        ).argv
+        assert [part for part in argv if part.startswith(("--quantize", "--lora"))] == [
+            *("--quantize=4", "--lora=/a b", "--lora=-c"),
+            *("--lora-scale=0.5", "--lora-scale=-1.0"),
+        ]
+
     def test_odd_paths_stay_one_argument(self) -> None:
         argv = ENGINE.launch(model("/models/a b; rm -rf $HOME"), Address(port=1)).argv
         assert argv[argv.index("--model") + 1] == "/models/a b; rm -rf $HOME"
@@ -191,6 +237,55 @@ class TestLaunch:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec)
         found = ENGINE.launch(model(), Address(port=1)).library_dirs
         assert found == tuple(str(tmp_path / name) for name in ("lib", "lib/mlx_cpu", "lib/mlx_cuda"))
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("keys", "words"),
+        [
+            ({"quantize": 7}, "models.pic.quantize: expected 3 or 4 or 5 or 6 or 8, not 7"),
+            ({"lora_scales": [1.0]}, "models.pic: lora_scales has 1 for 0 lora_paths: one each, or none"),
+            ({"lora_paths": ["/a", "/b"], "lora_scales": [1.0]}, "lora_scales has 1 for 2 lora_paths"),
+        ],
+    )
+    def test_what_makes_no_sense_is_a_config_error(self, keys: dict[str, Any], words: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            model("/m", **keys)
+        assert words in caught.value.message
+
+    def test_home_is_filled_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/me")
+        argv = ENGINE.launch(model("/m", lora_paths=["~/style"]), Address(port=1)).argv
+        assert "--lora=/home/me/style" in argv
+
+
+class TestWeigh:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A pipeline with 1,024,000 numbers of 16 bits in its transformer, and 512,000 in its autoencoder."""
+        for name, rows in (("transformer", 1000), ("vae", 500)):
+            header = {"weight": {"dtype": "BF16", "shape": [rows, 1024], "data_offsets": [0, 2048 * rows]}}
+            encoded = json.dumps(header).encode()
+            (tmp_path / name).mkdir()
+            with (tmp_path / name / "0.safetensors").open("wb") as file:
+                file.write(len(encoded).to_bytes(8, "little") + encoded)
+                file.truncate(8 + len(encoded) + 2048 * rows)
+        return tmp_path
+
+    def test_as_stored(self, folder: Path) -> None:
+        assert ENGINE.weigh(model(str(folder))).tensor_bytes == 3 * 1_024_000
+
+    @pytest.mark.parametrize(("bits", "expected"), [(4, 1_024_000 + 576_000), (8, 1_024_000 + 1_088_000)])
+    def test_quantised_all_but_the_autoencoder_shrinks(self, folder: Path, bits: int, expected: int) -> None:
+        found = ENGINE.weigh(model(str(folder), quantize=bits))
+        assert found.tensor_bytes == expected == sum(file.bytes for file in found.files)
+        assert found.quantisation == f"{bits}-bit"
+        assert ENGINE.need(model(str(folder), quantize=bits)).tensors == expected
+
+    def test_what_is_stored_quantised_stays(self, folder: Path) -> None:
+        path = folder / "transformer/0.safetensors"
+        path.write_bytes(path.read_bytes().replace(b'"BF16", "shape": [1000, 1024]', b'"U32", "shape": [1000,  512] '))
+        assert ENGINE.weigh(model(str(folder), quantize=4)).tensor_bytes == 3 * 1_024_000
 
 
 class TestAbilities:
