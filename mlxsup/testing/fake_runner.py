@@ -2,8 +2,7 @@
 
     python -I fake_runner.py (--socket PATH | --port N) [--model M] --scenario "load=0.2; tokens=5; crash@3"
 
-It is run by its path and never imported, so that it starts fast and without the package. The words of a scenario are
-described in `mlxsup.testing`, whose `fake_runner` makes the model entry that starts this program.
+It is run by its path and never imported, so that it starts fast. `mlxsup.testing` describes the words of a scenario.
 """
 
 from __future__ import annotations

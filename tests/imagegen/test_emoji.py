@@ -12,9 +12,11 @@ from PIL import Image, ImageChops, ImageStat
 
 from mlxsup.imagegen.builtin import sample
 from mlxsup.imagegen.builtin.conv import _taps
+from mlxsup.imagegen.builtin.model import SIDE
 from mlxsup.imagegen.builtin.reference import ATLAS, HERE, Selection, read_atlas
 from mlxsup.imagegen.builtin.sample import WEIGHTS, EmojiModel
 from mlxsup.imagegen.builtin.words import Vocabulary, split
+from mlxsup.imagegen.pipelines.base import Preview
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_no_two_pictures_have_the_same_caption() -> None:
 
 
 def test_the_weights_belong_to_the_pictures_and_are_small(model: EmojiModel) -> None:
-    assert model.vocabulary.words == Vocabulary.of(Selection.load().names).words
+    assert model.vocabulary.words == Vocabulary.of([*Selection.load().names, *Selection.load().tints]).words
     assert WEIGHTS.stat().st_size <= 8 << 20
     assert len(read_atlas(Selection.load())) == len(Selection.load().names)
     for name in (ATLAS.name, "MODEL_CARD.md", "LICENSE.fluent-emoji"):
@@ -79,19 +81,19 @@ def test_the_quick_convolution_is_the_convolution() -> None:
 def test_steps_are_told_from_zero_and_may_stop_the_work(model: EmojiModel) -> None:
     told: list[tuple[int, int]] = []
 
-    def on_step(step: int, total: int) -> None:
+    def on_step(step: int, total: int, preview: Preview | None = None, /) -> None:
         told.append((step, total))
         if step == 2:
             raise KeyError("enough")
 
     with pytest.raises(KeyError, match="enough"):
-        model.generate("sun", width=32, height=32, steps=4, seed=1, on_step=on_step)
+        model.generate("sun", width=SIDE, height=SIDE, steps=4, seed=1, on_step=on_step)
     assert told == [(0, 4), (1, 4), (2, 4)]
 
 
 def test_unknown_words_are_logged(model: EmojiModel, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger=sample.__name__):
-        model.generate("a red xyzzy heart plugh", width=32, height=32, steps=1, seed=1)
+        model.generate("a red xyzzy heart plugh", width=SIDE, height=SIDE, steps=1, seed=1)
     assert caplog.messages == ["unknown words: xyzzy plugh"]
 
 
@@ -108,7 +110,7 @@ def test_it_knows_its_pictures(model: EmojiModel, name: str) -> None:
     """A sample is nearer to the picture of its own name than to any other."""
     selection = Selection.load()
     atlas = dict(zip(selection.names, read_atlas(selection), strict=True))
-    made = model.generate(name.replace("-", " "), width=32, height=32, steps=8, seed=1)
+    made = model.generate(name.replace("-", " "), width=SIDE, height=SIDE, steps=8, seed=1)
     distances = {other: _distance(made, picture) for other, picture in atlas.items()}
     assert min(distances, key=lambda other: distances[other]) == name
 

@@ -136,7 +136,8 @@ async def _left_over_http(house: House, model: str) -> None:
 
 async def _crashing_over_http(house: House, model: str) -> None:
     async with house.http.post("/completion", json={"model": model, "prompt": "p"}) as answer:
-        assert b"runner_died" in await answer.read()
+        body = await answer.read()
+        assert b"runner_died" in body, body
     await house.sup.unload(model)
 
 

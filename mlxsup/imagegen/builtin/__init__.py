@@ -1,1 +1,1 @@
-"""The small text-to-picture model that ships with the package: emoji, learnt by heart, 32 x 32."""
+"""The small text-to-picture model that ships with the package: emoji, learnt by heart, 64 x 64."""

@@ -1,4 +1,4 @@
-"""The pictures that the model learns: fetched from the package registry, drawn at 32 x 32, kept in one atlas.
+"""The pictures that the model learns: fetched from the package registry, drawn at 64 x 64, kept in one atlas.
 
 Only training needs this module's `fetch` and `draw` (npm, and resvg-py from the development group); reading the atlas
 needs Pillow alone.
@@ -11,11 +11,14 @@ import json
 import os
 import subprocess
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from mlxsup.imagegen.builtin.recolour import Tint, base_name, recoloured
 
 HERE = Path(__file__).parent
 ATLAS = HERE / "atlas.png"
@@ -31,17 +34,27 @@ class Selection:
         names: slugs such as `red-heart`; their words are the captions.
         side: pixels of a picture's side.
         columns: pictures in a row of the atlas.
+        tints: the colours by name in which the model has seen what has a colour at all.
+        kept_out: pairs of a colour and a name that it has never seen.
     """
 
     names: tuple[str, ...]
     side: int
     columns: int
+    tints: dict[str, Tint]
+    kept_out: tuple[tuple[str, str], ...]
 
     @classmethod
     def load(cls) -> Selection:
         """Read the list that ships beside this module."""
         data = json.loads((HERE / "pictures.json").read_text())
-        return cls(names=tuple(data["pictures"]), side=data["side"], columns=data["columns"])
+        return cls(
+            names=tuple(data["pictures"]),
+            side=data["side"],
+            columns=data["columns"],
+            tints={name: tuple(tint) for name, tint in data["colours"].items()},
+            kept_out=tuple((colour, name) for colour, name in data["kept_out"]),
+        )
 
     def box(self, index: int) -> tuple[int, int, int, int]:
         """Where picture `index` lies in the atlas: left, top, right, bottom in pixels."""
@@ -99,30 +112,55 @@ def fetch(folder: Path) -> Path:
     return icons
 
 
-def draw(icons: Path, selection: Selection) -> list[Image.Image]:
-    """Draw the selected pictures on white, `side` x `side`, RGB.
+@dataclass(frozen=True)
+class Drawings:
+    """Pictures and their captions: those that were selected, in their order, then some of them in other colours."""
+
+    pictures: list[Image.Image]
+    captions: list[str]
+
+
+def draw(icons: Path, selection: Selection, *, kept_out: bool = False) -> Drawings:
+    """Draw the selected pictures on white, `side` x `side`, RGB, each of them in every colour that it can have.
+
+    A name that exists is not made a second time: `black-cat` is the drawing of that name. The pairs that are kept out
+    come only with `kept_out`, and then nothing else.
 
     Raises:
         KeyError: a selected picture is not in the file.
     """
-    import resvg_py  # of the development group: only training draws
-
     data: dict[str, Any] = json.loads(icons.read_text())
-    grid_width, grid_height = data.get("width", 32), data.get("height", 32)
-    pictures: list[Image.Image] = []
+    grid = data.get("width", 32), data.get("height", 32)
+    wanted = set(selection.kept_out)
+    pictures, captions = [], []
+    others: list[tuple[str, str]] = []
+    taken = set(selection.names)
     for name in selection.names:
         icon = data["icons"][name]
-        width, height = icon.get("width", grid_width), icon.get("height", grid_height)
-        svg = f'<svg viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        png = bytes(
-            resvg_py.svg_to_bytes(
-                svg_string=svg,
-                width=selection.side,
-                height=selection.side,
-                background="#ffffff",
-                skip_system_fonts=True,
-            )
-        )
-        with Image.open(io.BytesIO(png)) as image:
-            pictures.append(image.convert("RGB").resize((selection.side, selection.side)))
-    return pictures
+        width, height = icon.get("width", grid[0]), icon.get("height", grid[1])
+        frame = f'<svg viewBox="0 0 {width} {height}">', "</svg>"
+        picture = _drawn(icon["body"].join(frame), selection.side)
+        pictures.append(picture)
+        captions.append(name)
+        base = base_name(name, selection.tints)
+        if "face" in name or (base != name and base in taken):
+            continue
+        taken.add(base)
+        for colour, tint in selection.tints.items():
+            if f"{colour}-{base}" in selection.names or ((colour, base) in wanted) != kept_out:
+                continue
+            if body := recoloured(icon["body"], picture, tint):
+                others.append((f"{colour}-{base}", body.join(frame)))
+    if kept_out:
+        pictures, captions = [], []
+    with ThreadPoolExecutor() as pool:
+        pictures += pool.map(lambda other: _drawn(other[1], selection.side), others)
+    return Drawings(pictures, captions + [caption for caption, _ in others])
+
+
+def _drawn(svg: str, side: int) -> Image.Image:
+    import resvg_py  # of the development group: only training draws
+
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, background="#ffffff", skip_system_fonts=True)
+    with Image.open(io.BytesIO(bytes(png))) as image:
+        return image.convert("RGB").resize((side, side))

@@ -14,6 +14,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mlxsup.imagegen.builtin.words import Vocabulary
 
 BATCH = 64
-STEPS = 4000
+STEPS = 5000
 PEAK_RATE = 2e-3
 WARM_UP = 100
 SEED = 20
@@ -33,6 +34,8 @@ NO_CAPTION = 0.1
 """Share of samples trained without a caption, so that guidance has something to push away from."""
 ONE_WORD_LESS = 0.1
 """Share of samples whose caption lacks one word, so that `heart` alone means any heart."""
+RECOLOURED = 0.35
+"""Share of samples whose drawing has another colour than its own, and a caption that says so."""
 EMA = 0.999
 CHECKPOINT_EVERY = 100
 
@@ -62,6 +65,7 @@ class Trainer:
 
     def __init__(self, work: Path, steps: int) -> None:
         import mlx.core as mx
+        import numpy as np
         from mlx import optimizers
 
         from mlxsup.imagegen.builtin import reference
@@ -72,10 +76,9 @@ class Trainer:
         self.steps = steps
         self.selection = reference.Selection.load()
         self.drawn = reference.draw(reference.fetch(work), self.selection)
-        self.vocabulary = Vocabulary.of(self.selection.names)
-        pixels = mx.stack([_pixels(picture.tobytes(), self.selection.side) for picture in self.drawn])
-        self.pictures = pixels / 127.5 - 1
-        self.captions, self.lengths = _captions(self.vocabulary, self.selection.names)
+        self.vocabulary = Vocabulary.of([*self.selection.names, *self.selection.tints])
+        self.pictures = mx.stack([mx.array(np.asarray(picture)) for picture in self.drawn.pictures])
+        self.captions, self.lengths = _captions(self.vocabulary, self.drawn.captions)
         mx.random.seed(SEED)
         self.net = EmojiNet(len(self.vocabulary))
         mx.eval(self.net.parameters())
@@ -96,7 +99,7 @@ class Trainer:
         self._resume()
         count = sum(value.size for value in self.average.values())
         print(
-            f"{len(self.drawn)} pictures, {len(self.vocabulary)} words, {count:,} parameters, step {self.step}",
+            f"{len(self.drawn.pictures)} pictures, {len(self.vocabulary)} words, {count:,} parameters, step {self.step}",
             flush=True,
         )
         losses: list[float] = []
@@ -150,18 +153,27 @@ class Trainer:
         """Draw a batch from a key that only depends on the step: a resumed run sees what an unbroken one would."""
         import mlx.core as mx
 
-        keys = mx.random.split(mx.random.key(SEED * 1_000_000 + self.step), 5)
-        which = mx.random.randint(0, len(self.drawn), (BATCH,), key=keys[0])
+        from mlxsup.imagegen.builtin.model import TIME_SHIFT
+
+        keys = mx.random.split(mx.random.key(SEED * 1_000_000 + self.step), 7)
+        own, count = len(self.selection.names), len(self.drawn.pictures)
+        other = mx.random.uniform(shape=(BATCH,), key=keys[6]) < RECOLOURED
+        which = mx.where(
+            other,
+            mx.random.randint(own, count, (BATCH,), key=keys[5]),
+            mx.random.randint(0, own, (BATCH,), key=keys[0]),
+        )
         noise = mx.random.normal((BATCH, self.selection.side, self.selection.side, 3), key=keys[1])
         when = (mx.arange(BATCH) + mx.random.uniform(shape=(BATCH,), key=keys[2])) / BATCH
+        when = TIME_SHIFT * when / (1 + (TIME_SHIFT - 1) * when)
         captions, lengths = self.captions[which], self.lengths[which]
         chance = mx.random.uniform(shape=(BATCH, 2), key=keys[3])
         left_out = mx.floor(mx.random.uniform(shape=(BATCH,), key=keys[4]) * lengths)
-        shorter = (chance[:, 1] < ONE_WORD_LESS) & (lengths > 1)
+        shorter = (chance[:, 1] < ONE_WORD_LESS) & (lengths > 1) & ~other  # without its colour it would lie
         place = mx.arange(captions.shape[1])[None, :]
         captions = mx.where(shorter[:, None] & (place == left_out[:, None]), 0, captions)
         captions = mx.where((chance[:, 0] < NO_CAPTION)[:, None], 0, captions)
-        return self.pictures[which], noise, when, captions
+        return self.pictures[which] / 127.5 - 1, noise, when, captions
 
     def _checkpoint(self) -> Path:
         return self.work / "checkpoint.safetensors"
@@ -202,7 +214,7 @@ class Trainer:
         from mlxsup.imagegen.builtin.sample import WEIGHTS
 
         write_weights(WEIGHTS, self.average, self.vocabulary)
-        reference.write_atlas(self.selection, self.drawn)
+        reference.write_atlas(self.selection, self.drawn.pictures)
         print(f"wrote {WEIGHTS} ({WEIGHTS.stat().st_size:,} bytes) and {reference.ATLAS}", flush=True)
 
 
@@ -234,18 +246,12 @@ def _rate(step: int, steps: int) -> float:
     return PEAK_RATE * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(1, steps - WARM_UP)))
 
 
-def _captions(vocabulary: Vocabulary, names: tuple[str, ...]) -> tuple[mx.array, mx.array]:
+def _captions(vocabulary: Vocabulary, names: Sequence[str]) -> tuple[mx.array, mx.array]:
     import mlx.core as mx
 
     rows = [vocabulary.rows(name)[0] for name in names]
     longest = max(map(len, rows))
     return mx.array([row + [0] * (longest - len(row)) for row in rows]), mx.array([len(row) for row in rows])
-
-
-def _pixels(rgb: bytes, side: int) -> mx.array:
-    import mlx.core as mx
-
-    return mx.array(list(rgb), dtype=mx.float32).reshape(side, side, 3)
 
 
 def _with_quick_blas() -> None:
