@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -56,41 +57,71 @@ def state_directory(environ: Mapping[str, str] | None = None) -> Path:
 
 
 class Records:
-    """The record of one living supervisor. All methods block for a moment: call them off the loop."""
+    """The record of one living supervisor. All methods block for a moment: call them off the loop, from any thread."""
 
     def __init__(self, directory: Path, mark: str, folder: str) -> None:
         self._home = directory / mark
         self._record = Record(mark=mark, boot=_boot_id(), folder=folder)
         self._lock: int | None = None
+        self._failed = False
+        self._closed = False
+        self._one_at_a_time = threading.Lock()
 
-    def open(self) -> None:
-        """Make the folder, take its lock, write the first record; a disk that refuses is a warning."""
-        try:
-            self._home.mkdir(parents=True, mode=0o700)
-            self._lock = os.open(self._home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            log.warning("no record of runners is kept: %s", error)
+    def open(self) -> bool:
+        """Make the folder, take its lock, write the first record; as `write` in all else."""
+        return self.write([])
+
+    def write(self, groups: list[Group]) -> bool:
+        """Replace the record, wholly or not at all; False when the disk refused it, which is told once until it works."""
+        with self._one_at_a_time:
+            if self._closed:
+                return True
+            try:
+                if self._lock is None:
+                    self._lock = self._take_home()
+                self._replace(groups)
+            except OSError as error:
+                self._note_failure(error)
+                return False
+            if self._failed:
+                log.info("the record of runners is kept again")
+            self._failed = False
+            return True
+
+    def close(self) -> None:
+        """Remove the folder; nothing is left to find."""
+        with self._one_at_a_time:
+            self._closed = True
+            if self._lock is not None:
+                shutil.rmtree(self._home, ignore_errors=True)
             self._release()
-            return
-        self.write([])
 
-    def write(self, groups: list[Group]) -> None:
-        """Replace the record."""
-        if self._lock is None:
-            return
+    def _take_home(self) -> int:
+        self._home.mkdir(parents=True, mode=0o700, exist_ok=True)
+        lock = os.open(self._home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise
+        return lock
+
+    def _replace(self, groups: list[Group]) -> None:
         fresh = self._home / "record.new"
         try:
             fresh.write_bytes(msgspec.json.encode(msgspec.structs.replace(self._record, groups=groups)))
             fresh.replace(self._home / "record.json")
-        except OSError as error:
-            log.warning("the record of runners is out of date: %s", error)
+        except OSError:
+            with suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            raise
 
-    def close(self) -> None:
-        """Remove the folder; nothing is left to find."""
-        if self._lock is not None:
-            shutil.rmtree(self._home, ignore_errors=True)
-        self._release()
+    def _note_failure(self, error: OSError) -> None:
+        if not self._failed:
+            log.warning("no record of runners is kept, for now: %s", error)
+        self._failed = True
+        if not self._home.exists():  # somebody tidied up; the next try makes it anew
+            self._release()
 
     def _release(self) -> None:
         if self._lock is not None:

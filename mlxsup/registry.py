@@ -32,6 +32,8 @@ from mlxsup.scheduling.scheduler import Policy, Scheduler
 log = logging.getLogger(__name__)
 
 OBSERVE_EVERY = 1.0
+RECORD_AGAIN = 5.0
+"""Seconds after which a record that could not be written, as on a full disk, is tried again."""
 HOST_DEVICE = "metal" if sys.platform == "darwin" else "cpu"
 
 CLOSE_MARGIN = 15.0
@@ -224,7 +226,9 @@ class Registry:
             await self._groups_changed.wait()
             self._groups_changed.clear()
             groups = [Group(pgid, started) for pgid, started in self._guard.groups.items()]
-            await asyncio.to_thread(self._records.write, groups)
+            if not await asyncio.to_thread(self._records.write, groups):
+                await asyncio.sleep(RECORD_AGAIN)
+                self._groups_changed.set()
 
     async def _observe(self) -> None:
         """Look at what runs, once a second, only while something does."""

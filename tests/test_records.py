@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,8 +124,73 @@ def test_a_state_directory_that_cannot_be_written_is_a_warning(
     records.open()
     records.write([])
     records.close()
-    assert "no record of runners is kept" in caplog.text
+    assert caplog.text.count("no record of runners is kept") == 1
     assert sweep(tmp_path / "file" / "below") == []
+
+
+FULL = """
+import json, logging, resource, sys
+from pathlib import Path
+from mlxsup.records import Group, Records
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+records = Records(Path(sys.argv[1]), "0123456789abcdef", "")
+record = Path(sys.argv[1]) / "0123456789abcdef" / "record.json"
+free = resource.getrlimit(resource.RLIMIT_FSIZE)
+results = [records.open()]
+for size in (free[0], 0, 10, 200, free[0]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, free[1]))
+    results.append(records.write([Group(number, "x" * 40) for number in range(len(results) * 10)]))
+    results.append(len(json.loads(record.read_text())["groups"]))
+    results.append(sorted(path.name for path in record.parent.iterdir()))
+records.close()
+print(json.dumps(results))
+"""
+"""A disk takes all, nothing, a little and again all; signal SIGXFSZ is ignored by Python itself."""
+
+
+def test_a_disk_that_is_full_leaves_the_last_whole_record_and_is_told_of_once(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=20, check=True
+    )
+    left = ["lock", "record.json"]
+    assert json.loads(done.stdout) == [
+        True,
+        *(True, 10, left),
+        *(False, 10, left),
+        *(False, 10, left),
+        *(False, 10, left),
+        *(True, 130, left),
+    ]
+    first, second = done.stderr.splitlines()
+    assert first.startswith("no record of runners is kept, for now: ")
+    assert second == "the record of runners is kept again"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_start_is_tried_again(tmp_path: Path) -> None:
+    """The folder cannot even be made: here because something is in its way."""
+    (tmp_path / "state").touch()
+    records = Records(tmp_path / "state", MARK, "")
+    assert not records.open()
+    assert not records.write([])
+    (tmp_path / "state").unlink()
+    assert records.write([Group(1, "2")])
+    assert b'"pgid":1' in (tmp_path / "state" / MARK / "record.json").read_bytes()
+    records.close()
+    assert records.write([Group(1, "2")])
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_a_folder_that_somebody_removed_is_made_anew(tmp_path: Path) -> None:
+    records = Records(tmp_path, MARK, "")
+    records.open()
+    shutil.rmtree(tmp_path / MARK)
+    assert not records.write([Group(1, "2")])
+    assert records.write([Group(1, "2")])
+    assert sweep(tmp_path) == []
+    assert (tmp_path / MARK / "record.json").exists()
+    records.close()
 
 
 def test_where_state_is_kept() -> None:

@@ -23,6 +23,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Routes = Iterable[tuple[str, str, Handler]]
 """What a dialect offers: method, path, handler."""
 
+PIECE = 64 * 1024
+"""Bytes of a stream that are written at once: what a client that does not read makes us hold, beside what was read ahead."""
+
 _log = logging.getLogger("mlxsup.api")
 _request_id = web.RequestKey("mlxsup_request_id", str)
 _sane_id = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -88,7 +91,8 @@ async def stream_ndjson(request: web.Request, work: Completion) -> web.StreamRes
         await response.prepare(request)
         async with contextlib.aclosing(_blocks(request, work)) as blocks:
             async for block in blocks:
-                await response.write(block)
+                for start in range(0, len(block), PIECE):
+                    await response.write(memoryview(block)[start : start + PIECE])
         await response.write_eof()
     except ConnectionResetError:
         _log.info("the client left in the middle of its answer", extra={"request_id": request_id(request)})
@@ -118,7 +122,7 @@ def guarded(handler: Handler) -> Handler:
             response = web.Response(status=499)
             _note(request, response.status, began)
         except Exception:  # noqa: BLE001 - logged with its traceback, and the client is told
-            response = error_response(request, _unexpected(request))
+            response = error_response(request, unexpected(request))
             _note(request, response.status, began)
         except BaseException:
             _note(request, 499, began)
@@ -128,6 +132,14 @@ def guarded(handler: Handler) -> Handler:
         return response
 
     return guard
+
+
+def unexpected(request: web.Request) -> MlxsupError:
+    """Log the exception that is being handled with its traceback; return what the client may know of it."""
+    _log.exception(
+        "unexpected failure of %s %s", request.method, request.path, extra={"request_id": request_id(request)}
+    )
+    return MlxsupError(f"internal error; the log has it under request id {request_id(request)}")
 
 
 async def _blocks(request: web.Request, work: Completion) -> AsyncGenerator[bytes, None]:
@@ -140,21 +152,13 @@ async def _blocks(request: web.Request, work: Completion) -> AsyncGenerator[byte
         _log.warning(error.message, extra={"code": error.code, "request_id": request_id(request)})
         yield _error_line(error, after=last)
     except Exception:  # noqa: BLE001 - logged with its traceback, and the client is told
-        yield _error_line(_unexpected(request), after=last)
+        yield _error_line(unexpected(request), after=last)
 
 
 def _error_line(error: MlxsupError, *, after: bytes) -> bytes:
     """The last line of a stream that failed; one that failed within a line ends that line first."""
     line = orjson.dumps({"error": error_object(error), "done": True}, default=str) + b"\n"
     return line if after == b"\n" else b"\n" + line
-
-
-def _unexpected(request: web.Request) -> MlxsupError:
-    """Log the exception that is being handled with its traceback; return what the client may know of it."""
-    _log.exception(
-        "unexpected failure of %s %s", request.method, request.path, extra={"request_id": request_id(request)}
-    )
-    return MlxsupError(f"internal error; the log has it under request id {request_id(request)}")
 
 
 def _note(request: web.Request, status: int, began: float, **facts: object) -> None:

@@ -29,8 +29,9 @@ class _WrongMethod(MlxsupError):
 def create_app(sup: Supervisor) -> web.Application:
     """Return an application that serves `sup` and nothing else.
 
-    Serve it with `web.AppRunner(app, handler_cancellation=True)`: without that, a client that leaves before the first byte
-    of its answer goes unnoticed and its work goes on. The supervisor is entered and left by the caller.
+    Serve it with `mlxsup.api.serving`, which is safe from clients that dawdle, or with `web.AppRunner(app,
+    handler_cancellation=True)`: without that, a client that leaves before the first byte of its answer goes unnoticed and its
+    work goes on. The supervisor is entered and left by the caller.
     """
     app = web.Application(middlewares=[_router_errors])
     mount(app, sup)

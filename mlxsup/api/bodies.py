@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import re
+import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from mlxsup.api.answers import error_response
-from mlxsup.errors import BodyTooLarge, InvalidRequest
+from mlxsup.config import ServerSettings
+from mlxsup.errors import BodyTooLarge, InvalidRequest, MlxsupError
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+_SLOWEST: Final = 8 * 1024
+"""Bytes a second: a client that sends its body more slowly than that is left, however steadily it does."""
 
 _place = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _unknown = re.compile(r"Object contains unknown field `(.*)`")
@@ -22,20 +28,35 @@ _missing = re.compile(r"Object missing required field `(.*)`")
 _wrong_type = re.compile(r"Expected `(.*)`, got `(.*)`")
 
 
-async def read_body(request: web.Request, kind: type[S], limit: int) -> S:
+class _BodyTooSlow(MlxsupError):
+    code = "request_timeout"
+    default_status = 408
+
+
+async def read_body(request: web.Request, kind: type[S], settings: ServerSettings) -> S:
     """Read and decode a JSON body; its content type does not matter.
 
     Raises:
-        BodyTooLarge: more than `limit` bytes; no more than that is ever held.
+        BodyTooLarge: more than `max_body` bytes; no more than that is ever held.
         InvalidRequest: not JSON, or not a `kind`.
+        MlxsupError: 408, the client was silent for `header_timeout` seconds, or is very slow.
     """
+    limit, patience = settings.max_body, settings.header_timeout
     _refuse_announced(request, limit)
     body = bytearray()
+    began = time.monotonic()
     try:
-        async for part in request.content.iter_any():
+        while True:
+            slow = began + len(body) / _SLOWEST - time.monotonic()
+            async with asyncio.timeout(patience + min(0.0, slow)):
+                part = await request.content.readany()
+            if not part:
+                break
             body += part
             if len(body) > limit:
                 raise _too_large(limit)
+    except TimeoutError:
+        raise _BodyTooSlow(f"the rest of the body did not come in time; {len(body)} bytes of it did") from None
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise InvalidRequest(f"the body cannot be read: {' '.join(str(error).split())}") from error
     return decode(body, kind)

@@ -96,18 +96,18 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 class _Management:
     def __init__(self, sup: Supervisor) -> None:
         self._sup = sup
-        self._limit = sup.settings.server.max_body
+        self._settings = sup.settings.server
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         entries = [ModelEntry.of(report) for report in self._sup.status().runners]
         return json_response(request, {"object": "list", "data": entries})
 
     async def load(self, request: web.Request) -> web.StreamResponse:
-        body = await read_body(request, LoadBody, self._limit)
+        body = await read_body(request, LoadBody, self._settings)
         await self._sup.load(body.model)
         return json_response(request, {"success": True})
 
     async def unload(self, request: web.Request) -> web.StreamResponse:
-        body = await read_body(request, UnloadBody, self._limit)
+        body = await read_body(request, UnloadBody, self._settings)
         await self._sup.unload(body.model, force=body.force)
         return json_response(request, {"success": True})

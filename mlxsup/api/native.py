@@ -64,7 +64,7 @@ class _Native:
         return json_response(request, {"name": "mlxsup", "version": __version__})
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
-        body = await read_body(request, CompletionBody, self._sup.settings.server.max_body)
+        body = await read_body(request, CompletionBody, self._sup.settings.server)
         async with self._sup.completion(body.model, body.request(), deadline=_deadline(request)) as work:
             await work.start()  # what fails before the first line has a status of its own
             return await stream_ndjson(request, work)
@@ -74,7 +74,7 @@ class _Native:
 
     def refuse(self, ability: Ability) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
-            body = await read_body(request, ModelBody, self._sup.settings.server.max_body)
+            body = await read_body(request, ModelBody, self._sup.settings.server)
             self._sup.require(body.model, ability)
             raise NotSupported(f"mlxsup does not pass {ability} on", details={"ability": ability})
 

@@ -40,6 +40,12 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(min_length=1, description="addresses of the HTTP API: host:port, [IPv6]:port or unix:/path"),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:11435"])
     max_body: Annotated[PositiveSize, Meta(description="the largest request body that is read")] = Size("64MiB")
+    header_timeout: Annotated[
+        Timeout, Meta(description="for the head of a request, and for silence within its body")
+    ] = Duration("10s")
+    write_timeout: Annotated[
+        Timeout, Meta(description="a client that takes nothing of its answer for so long is left")
+    ] = Duration("60s")
 
 
 class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Sets up the log of the daemon: lines for people on a terminal, JSON elsewhere, always on stderr.
+"""Sets up the log of the daemon: lines for people on a terminal, JSON elsewhere, always on stderr, which may be slow.
 
 The library logs through the standard `logging` with its facts in `extra`; here they become structlog events.
 """
@@ -6,18 +6,25 @@ The library logs through the standard `logging` with its facts in `extra`; here 
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Any, TextIO
+from typing import Any, Final
 
 import orjson
 import structlog
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web import RequestPayloadError
 
+from mlxsup.daemon.lines import LineHandler
 
-def configure(stream: TextIO | None = None) -> None:
-    """Route every logger, structlog's and the standard ones, to `stream` (stderr); mlxsup's from info, others from warning."""
-    out = stream or sys.stderr
+STDERR: Final = 2
+
+
+def configure(descriptor: int = STDERR) -> None:
+    """Route every logger, structlog's and the standard ones, to a descriptor; mlxsup's from info, others from warning.
+
+    What a slow reader has not taken yet is written at the end of the program, within some seconds.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -25,15 +32,19 @@ def configure(stream: TextIO | None = None) -> None:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    handler = logging.StreamHandler(out)
+    handler = LineHandler(descriptor)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(terminal=out.isatty())],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(terminal=os.isatty(descriptor)),
+            ],
         )
     )
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    closed = descriptor == STDERR and sys.stderr is None  # it may be the number of something else by now
+    root.handlers[:] = [logging.NullHandler() if closed else handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("mlxsup").setLevel(logging.INFO)
     logging.getLogger("aiohttp.server").addFilter(_without_bad_requests)

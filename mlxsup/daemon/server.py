@@ -12,10 +12,9 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, Final
 
 import uvloop
-from aiohttp import web
 
 from mlxsup._version import __version__
-from mlxsup.api import create_app
+from mlxsup.api import create_app, serving
 from mlxsup.config import Listen, Settings
 from mlxsup.daemon import logging as daemon_logging
 from mlxsup.daemon.addresses import is_local, written
@@ -68,7 +67,7 @@ async def _serve(settings: Settings) -> int:
             listening(settings.server.listen) as sockets,
             Supervisor(settings) as sup,
             _beside(_force(sup, stop), _notice_end(sup, stop)),
-            _answering(sup, sockets),
+            serving(create_app(sup), sockets, settings.server, last_bytes=_LAST_BYTES),
         ):
             _announce(settings, sockets)
             notify("READY=1")
@@ -100,24 +99,6 @@ async def _beside(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-
-
-@contextlib.asynccontextmanager
-async def _answering(sup: Supervisor, sockets: Iterable[socket.socket]) -> AsyncIterator[None]:
-    runner = web.AppRunner(
-        create_app(sup),
-        handler_cancellation=True,
-        access_log=None,
-        shutdown_timeout=_LAST_BYTES,
-        keepalive_timeout=75.0,
-    )
-    await runner.setup()
-    try:
-        for sock in sockets:
-            await web.SockSite(runner, sock).start()
-        yield
-    finally:
-        await runner.cleanup()
 
 
 def _announce(settings: Settings, sockets: Iterable[socket.socket]) -> None:

@@ -9,6 +9,8 @@ import psutil
 
 from mlxsup.runners import procfs
 
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+
 
 class Sight(msgspec.Struct, frozen=True):
     """One look at a runner: resident bytes of its tree, and whether its process is stopped (SIGSTOP, a debugger)."""
@@ -61,7 +63,7 @@ def measure(pid: int) -> int:
 
 def _look_by_psutil(pid: int) -> Sight:
     try:
-        return Sight(measure(pid), psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        return Sight(measure(pid), psutil.Process(pid).status() in _STOPPED)
     except psutil.Error:
         return Sight(0, stopped=False)
 

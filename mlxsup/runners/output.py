@@ -94,6 +94,17 @@ _RAISED = re.compile(r"^[A-Za-z_][\w.<>]*(?::|$)")
 _ERROR = re.compile(r"^(?:\S+ +){0,4}(?:\[?(?:error|fatal|critical)\b\]?:?)|\b(?:error|failed|fatal)\b:", re.IGNORECASE)
 _RANK: dict[Cause, int] = {cause: -rank for rank, cause in enumerate(get_args(Cause))}
 """Higher wins: the classes are listed gravest first."""
+_HEDGE = re.compile(
+    r"""^(?:\S+\ +){0,4}\[?warn(?:ing)?\b | \b\w+Warning: | \bretrying\b | \bwill\ retry\b | \bretry\ (?:in|with|after)\b
+    | \btrying\ again\b | \bfall(?:s|ing)?\ back\b | \bfallback\b | \b(?:ignor|skipp)(?:ed|ing)\b | \bcontinuing\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+"""A line that says itself that the program goes on: what it speaks of is the end only if nothing worse follows."""
+_HEDGED = -len(_RANK)
+_WORKED_ON = 20
+"""After this many ordinary lines a program has got over its error: a later one that says what it is counts more."""
+_SLIGHT: frozenset[Cause] = frozenset({"error", "unknown"})
+"""Classes that say little: after a grave error they are more often its echo than news."""
 
 
 def clean(raw: bytes) -> str:
@@ -179,11 +190,18 @@ class LineSplitter:
 
 
 class Diagnosis:
-    """Follows stderr line by line and remembers the line that best says what went wrong."""
+    """Follows stderr line by line and remembers the line that best says what went wrong.
+
+    The gravest class wins, of one class the last line: what follows a grave error is mostly its echo, as in `out of memory`,
+    `failed to load the model`, `exiting`. Two things turn that round: a line that says that the program goes on yields to any
+    that does not, and so does an error after which the program worked on, when a later one tells something.
+    """
 
     def __init__(self) -> None:
         self.cause: Cause = "unknown"
         self._line = ""
+        self._rank = 2 * _HEDGED
+        self._ordinary = 0
         self._last = ""
         self._in_traceback = False
 
@@ -197,10 +215,21 @@ class Diagnosis:
         if line.strip():
             self._last = line.strip()
         cause = self._classify(line)
-        if cause != "unknown" and _RANK[cause] >= _RANK[self.cause]:
+        if cause == "unknown":
+            self._ordinary += not self._in_traceback
+            return self._in_traceback
+        rank = _RANK[cause] + (_HEDGED if _HEDGE.search(line) else 0)
+        news = self._ordinary >= _WORKED_ON and rank > _HEDGED and cause not in _SLIGHT
+        if rank >= self._rank or news:
             self.cause = cause
             self._line = _GUTTER.sub("", line).strip()
-        return cause != "unknown" or self._in_traceback
+            self._rank = rank
+            self._ordinary = 0
+        return True
+
+    def skip(self, count: int) -> None:
+        """Count lines that were not looked at because nothing in them tells of an error."""
+        self._ordinary += count
 
     def _classify(self, line: str) -> Cause:
         if not self._in_traceback:
@@ -343,6 +372,7 @@ class OutputRecord:
     def _skip(self, stream: Stream, lines: list[bytes]) -> None:
         self._words[stream].skip(len(lines))
         self._withheld += len(lines)
+        self._diagnoses[stream].skip(len(lines))
         for line in telling_lines(lines):
             self._diagnoses[stream].read(line)
 

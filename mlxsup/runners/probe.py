@@ -15,6 +15,8 @@ from mlxsup.config import ModelSettings
 from mlxsup.engines import Address, Engine, Finding, Verdict
 
 MAX_BODY = 64 * 1024
+READ_AHEAD = 32 * 1024
+"""Bytes of an answer that wait for a slow client before the runner is slowed down: twice this, and what one read brings."""
 _LENGTH = re.compile(rb"^content-length: *(\d{1,9})\r?$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -101,5 +103,5 @@ def open_session(address: Address, connect_timeout: float) -> aiohttp.ClientSess
         auto_decompress=False,
         skip_auto_headers=("Accept-Encoding", "User-Agent"),
         trust_env=False,
-        read_bufsize=256 * 1024,
+        read_bufsize=READ_AHEAD,
     )

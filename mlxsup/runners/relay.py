@@ -6,10 +6,13 @@ import asyncio
 import time
 from collections import deque
 from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import NoReturn, Protocol
 
 import aiohttp
 import msgspec
+from aiohttp import hdrs
 
 from mlxsup.errors import BY_CODE, BadAnswer, MlxsupError, RunnerError, Stalled
 from mlxsup.protocol import CompletionChunk, CompletionRequest
@@ -18,6 +21,7 @@ from mlxsup.runners.liveness import Pulse
 MAX_LINE = 256 * 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
 MAX_MESSAGE = 2000
+MAX_RETRY_AFTER = 86_400.0
 
 _JSON = {"Content-Type": "application/json"}
 _encoder = msgspec.json.Encoder()
@@ -89,11 +93,18 @@ class LineFramer:
 class Answer:
     """One streamed answer, read by the caller's own task; `close` aborts the work in the runner.
 
-    Image work, which an answer with steps is too, must end with a picture and may report an error in its last line.
+    Image work, which an answer with steps is too, must end with a picture and may report an error in its last line; a
+    preview is no such picture.
     """
 
     def __init__(
-        self, response: aiohttp.ClientResponse, limits: Limits, witness: Witness, *, pictures: bool = False
+        self,
+        response: aiohttp.ClientResponse,
+        limits: Limits,
+        witness: Witness,
+        *,
+        waited: float = 0.0,
+        pictures: bool = False,
     ) -> None:
         self._response = response
         self._limits = limits
@@ -104,7 +115,7 @@ class Answer:
         self._framer = LineFramer()
         self._lines: deque[bytes] = deque()
         self._started = False
-        self._waited = 0.0
+        self._waited = waited
         self._image_work = pictures
         self._image_seen = False
 
@@ -143,8 +154,8 @@ class Answer:
             RunnerError: the chunk reports an error.
             BadAnswer, RunnerDied: it says done without the picture it promised.
         """
-        self._image_work = self._image_work or chunk.total is not None
-        self._image_seen = self._image_seen or bool(chunk.image)
+        self._image_work = self._image_work or chunk.preview or chunk.total is not None
+        self._image_seen = self._image_seen or (bool(chunk.image) and not chunk.preview)
         if chunk.done and chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
             self.close()
             told = chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE]
@@ -254,12 +265,13 @@ async def post_completion(
         RunnerDied, BadAnswer, Stalled: as for Answer.
     """
     witness.pulse.waiting += 1
+    began = time.monotonic()
     try:
         response = await _post(session, url, _encoder.encode(request), limits, witness)
     except BaseException:
         witness.pulse.waiting -= 1
         raise
-    return Answer(response, limits, witness, pictures=pictures)
+    return Answer(response, limits, witness, waited=time.monotonic() - began, pictures=pictures)
 
 
 async def _post(
@@ -278,7 +290,7 @@ async def _post(
         raise witness.testify(Stalled(late, details={"limit": limits.first_chunk})) from None
     except (aiohttp.ClientError, OSError) as error:
         raise await witness.blame(f"it did not take the request: {error}") from error
-    raise witness.testify(runner_refusal(response.status, text))
+    raise witness.testify(runner_refusal(response.status, text, response.headers.get(hdrs.RETRY_AFTER)))
 
 
 async def _read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -291,8 +303,8 @@ async def _read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(found[:limit])
 
 
-def runner_refusal(status: int, body: bytes) -> MlxsupError:
-    """Turn a runner's non-200 answer into an error: its own message, trimmed, with its own status."""
+def runner_refusal(status: int, body: bytes, retry_after: str | None = None) -> MlxsupError:
+    """Turn a runner's non-200 answer into an error: its own message, trimmed, its own status and `Retry-After`."""
     text = body.decode("utf-8", errors="replace").strip()
     code = ""
     with suppress(*_UNREADABLE):
@@ -306,4 +318,15 @@ def runner_refusal(status: int, body: bytes) -> MlxsupError:
     message = text[:MAX_MESSAGE].strip() or f"the runner answered {status} without a word"
     kind = BY_CODE.get(code, RunnerError)
     shown = status if 400 <= status < 600 else 502  # a status that is no error cannot be passed on as one
-    return kind(message, status=shown, details={"runner_status": status})
+    return kind(message, status=shown, retry_after=_seconds(retry_after), details={"runner_status": status})
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read a `Retry-After` header: seconds, or a date; None when it is neither."""
+    told = (retry_after or "").strip()
+    if told.isascii() and told.isdecimal():
+        return min(float(told), MAX_RETRY_AFTER)
+    with suppress(ValueError, TypeError, OverflowError):  # a date without a zone is not to be compared with ours
+        ahead = parsedate_to_datetime(told) - datetime.now(UTC)
+        return min(max(0.0, ahead.total_seconds()), MAX_RETRY_AFTER)
+    return None

@@ -22,7 +22,7 @@ from mlxsup.errors import BadAnswer, DoesNotFit, LoadFailed, MlxsupError, Runner
 from mlxsup.protocol import CompletionRequest
 from mlxsup.runners import environment
 from mlxsup.runners.addresses import AddressBook
-from mlxsup.runners.footprint import Sight
+from mlxsup.runners.footprint import Observer, Sight
 from mlxsup.runners.guard import Guard
 from mlxsup.runners.liveness import Patience, Pulse, wedged
 from mlxsup.runners.output import OutputRecord, Stream
@@ -45,6 +45,10 @@ SUPERVISOR_PID = "MLXSUP_SUPERVISOR_PID"
 """Tells a runner whose end it should not outlive; ours look whether that is still their parent."""
 TELL_AFTER = 0.5
 """How long the clean-up after a failed load may delay the news of it."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a process that loads; one that is ready is looked at by the registry, as often."""
+STOPPED_FOR = 0.8
+"""Seconds between two looks that find the process stopped, after which it is taken to stay so."""
 BLAME_WAIT = 1.0
 """How long a broken answer waits for the exit that probably explains it."""
 
@@ -124,7 +128,7 @@ class Runner:
         self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loaded = False
         self._abandoned = False
-        self._seen_stopped = False
+        self._stopped_since: float | None = None
         self._wedged = ""
 
     # What others may ask while `run` is at work
@@ -150,14 +154,17 @@ class Runner:
         return self._output.last_words()
 
     def note_sight(self, sight: Sight) -> None:
-        """Take what the process looks like just now; one that is stopped twice in a row is ended."""
+        """Take what the process looks like just now; one that is still stopped a moment later is ended."""
         if self.pid < 0 or sight.resident == 0:
             return
         self.memory = sight.resident
         self.peak_memory = max(self.peak_memory, sight.resident)
-        if sight.stopped and self._seen_stopped:
+        if not sight.stopped:
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = time.monotonic()
+        elif time.monotonic() - self._stopped_since >= STOPPED_FOR:
             self._give_up("its process was stopped and does no work")
-        self._seen_stopped = sight.stopped
 
     def stop(self) -> None:
         """Ask `run` to end the process now, in any phase; twice is once."""
@@ -280,7 +287,7 @@ class Runner:
             except StrangerListens:
                 why = "somebody else listens on its port"
             except Interrupted:
-                if self._stopping.is_set() or self._output.cause != "port_in_use":
+                if self._stopping.is_set() or self._wedged or self._output.cause != "port_in_use":
                     raise
                 why = "its port was taken"
                 self._addresses.refuse_hold(self.model.name)
@@ -323,13 +330,23 @@ class Runner:
         self._session = open_session(self.address, self.model.connect_timeout)
         self._probe = Probe(self.model, self._engine, self.address, self._session)
         self._readiness = Readiness(self.model, self._process, self.address, self._probe, self._load_timeout)
-        if ready_fd is None:
-            return await self._readiness.wait(self._interrupted)
-        transport = await listen_for_ready_byte(ready_fd, self._on_ready_byte)
+        transport = None if ready_fd is None else await listen_for_ready_byte(ready_fd, self._on_ready_byte)
+        looking = asyncio.create_task(
+            self._look_while_it_loads(self._process.pid), name=f"mlxsup look at {self.model.name}"
+        )
         try:
             await self._readiness.wait(self._interrupted)
         finally:
-            transport.close()
+            looking.cancel()
+            if transport is not None:
+                transport.close()
+
+    async def _look_while_it_loads(self, pid: int) -> None:
+        observer = Observer()
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            for sight in await asyncio.to_thread(observer.look, [pid]):
+                self.note_sight(sight)
 
     async def _spawn(self, launch: Launch) -> int | None:
         """Start the process; returns the reading end of its ready pipe, if it has one."""
@@ -406,8 +423,9 @@ class Runner:
 
     def _unwanted_end(self) -> MlxsupError:
         if self._wedged:
+            kind, stage = (RunnerDied, {}) if self._loaded else (LoadFailed, {"stage": "loading"})
             told = f"the runner of {self.model.name} was ended: {self._wedged}"
-            return self.testify(RunnerDied(told, details={"cause": "wedged", "reason": self._wedged}))
+            return self.testify(kind(told, details={"cause": "wedged", "reason": self._wedged, **stage}))
         if self.exit is None:
             return RunnerDied(f"lost track of the runner of {self.model.name}", details={"model": self.model.name})
         facts: dict[str, Any] = {"model": self.model.name, **self.exit.details()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
 import os
 import signal
 import socket
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -155,60 +155,79 @@ def test_no_service_manager_is_no_error(place: str, monkeypatch: pytest.MonkeyPa
     notify("READY=1")
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+def logged(path: Path) -> list[str]:
+    return path.read_text().splitlines()
 
 
-@pytest.mark.usefixtures("log_as_before")
-def test_the_log_is_json_unless_somebody_looks() -> None:
-    out = io.StringIO()
-    daemon_logging.configure(out)
+@pytest.fixture
+def log(tmp_path: Path, log_as_before: None) -> Iterator[Path]:
+    """The daemon's log, in a file."""
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        daemon_logging.configure(file.fileno())
+        yield path
+
+
+def test_the_log_is_json_unless_somebody_looks(log: Path) -> None:
     logging.getLogger("mlxsup.x").info("loaded %s", "m", extra={"model": "m", "path": Path("/m")})
     structlog.get_logger("mlxsup.y").warning("odd", pid=3)
     logging.getLogger("mlxsup.x").debug("quiet")
     logging.getLogger("aiohttp.server").info("quiet")
-    first, second = (json.loads(line) for line in out.getvalue().splitlines())
+    first, second = (json.loads(line) for line in logged(log))
     assert (first["event"], first["level"], first["logger"]) == ("loaded m", "info", "mlxsup.x")
     assert (first["model"], first["path"]) == ("m", "/m")
     assert first["timestamp"].endswith("Z")
     assert (second["event"], second["level"], second["pid"]) == ("odd", "warning", 3)
 
 
-@pytest.mark.usefixtures("log_as_before")
-def test_a_traceback_is_part_of_its_line() -> None:
-    out = io.StringIO()
-    daemon_logging.configure(out)
+def test_a_traceback_is_part_of_its_line(log: Path) -> None:
     try:
         raise ZeroDivisionError("why")
     except ZeroDivisionError:
         logging.getLogger("mlxsup.x").exception("failed")
-    line = json.loads(out.getvalue())
+    line = json.loads(log.read_text())
     assert "ZeroDivisionError: why" in line["exception"]
 
 
-@pytest.mark.usefixtures("log_as_before")
-def test_http_that_is_none_does_not_fill_the_log() -> None:
-    out = io.StringIO()
-    daemon_logging.configure(out)
+def test_http_that_is_none_does_not_fill_the_log(log: Path) -> None:
     for error in (BadHttpMessage("garbage"), ZeroDivisionError("ours")):
         logging.getLogger("aiohttp.server").error("Error handling request", exc_info=error)
-    (line,) = out.getvalue().splitlines()
+    (line,) = logged(log)
     assert "ZeroDivisionError" in line
 
 
 @pytest.mark.usefixtures("log_as_before")
 def test_a_terminal_gets_lines_for_people() -> None:
-    out = Terminal()
-    daemon_logging.configure(out)
-    logging.getLogger("mlxsup.x").info("loaded", extra={"model": "m"})
-    logging.getLogger("other").warning("careful")
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.warn("odd", stacklevel=1)
-    text = out.getvalue()
+    reader, terminal = os.openpty()
+    try:
+        daemon_logging.configure(terminal)
+        logging.getLogger("mlxsup.x").info("loaded", extra={"model": "m"})
+        logging.getLogger("other").warning("careful")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("odd", stacklevel=1)
+        text = os.read(reader, 10_000).decode()
+    finally:
+        os.close(reader)
+        os.close(terminal)
     assert "loaded" in text
     assert "model" in text
     assert "careful" in text
     assert "odd" in text
     assert not text.startswith("{")
+
+
+@pytest.mark.usefixtures("log_as_before")
+def test_without_a_stderr_nothing_is_written_to_what_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    monkeypatch.setattr(daemon_logging, "STDERR", writer)
+    monkeypatch.setattr("sys.stderr", None)
+    try:
+        daemon_logging.configure(writer)
+        logging.getLogger("mlxsup.x").warning("careful")
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+    finally:
+        os.close(reader)
+        os.close(writer)

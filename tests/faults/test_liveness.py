@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
 from mlxsup import MlxsupError
-from mlxsup.errors import RunnerDied
+from mlxsup.errors import LoadFailed, RunnerDied
 from mlxsup.testing import EventRecorder, Gate, fake_runner
-from tests.faults.house import LIMIT, alive, collect, kill, report, state_is, supervisor, words
+from tests.faults.house import LIMIT, Record, alive, collect, kill, report, state_is, supervisor, words
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +49,28 @@ async def test_a_stopped_runner_is_seen_and_ended_while_it_idles() -> None:
             event = await recorder.until("m", "failed")
         assert "stopped" in event.reason
         assert not alive(pid)
+
+
+@pytest.mark.parametrize("phase", ["start", "bind", "loading"])
+@pytest.mark.parametrize("announce", [False, True])
+async def test_a_runner_that_is_stopped_while_it_starts_is_ended_long_before_the_load_timeout(
+    phase: str, announce: bool, tmp_path: Path
+) -> None:
+    record = Record(tmp_path)
+    scenario = f"once={tmp_path / 'once'}; record={record.path}; freeze@{phase}"
+    async with supervisor(m=fake_runner(scenario, announce=announce, load_timeout="10m")) as sup:
+        began = time.monotonic()
+        with anyio.fail_after(LIMIT), pytest.raises(LoadFailed, match="was stopped and does no work") as caught:
+            await sup.load("m")
+        assert time.monotonic() - began < 6.0  # two looks a second apart, and room for a busy machine
+        assert (caught.value.details["cause"], caught.value.details["stage"]) == ("wedged", "loading")
+        await state_is(sup, "failed", "backoff")
+        assert not any(alive(pid) for pid in record.pids())
+        with anyio.fail_after(LIMIT):
+            while report(sup).state != "ready":
+                with suppress(MlxsupError):
+                    await sup.load("m")
+        assert words(await collect(sup)) == "t1 t2 t3 "
 
 
 async def test_an_idle_runner_that_does_not_answer_its_health_is_ended() -> None:

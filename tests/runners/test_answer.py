@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ LINE = b'{"content":"a "}\n'
 DONE = b'{"content":"b","done":true,"stop_reason":"stop"}\n'
 STEP = b'{"step":1,"total":2}\n'
 PICTURE = b'{"image":"aGk=","done":true}\n'
+PREVIEW = b'{"image":"cHJl","preview":true,"step":1,"total":2}\n'
 
 
 def chunked(*bodies: bytes, end: bytes = b"0\r\n\r\n") -> bytes:
@@ -80,6 +82,16 @@ class TestWhole:
             step, picture = await read_all(await far.post())
         assert (step.step, step.total) == (1, 2)
         assert picture.image_bytes() == b"hi"
+
+    async def test_previews_come_before_the_picture(self) -> None:
+        async with wire(saying(chunked(STEP, PREVIEW, PREVIEW, PICTURE))) as far:
+            chunks = await read_all(await far.post())
+        assert [(chunk.preview, chunk.done) for chunk in chunks] == [
+            (False, False),
+            *2 * [(True, False)],
+            (False, True),
+        ]
+        assert [chunk.image_bytes() for chunk in chunks[1:]] == [b"pre", b"pre", b"hi"]
 
     async def test_a_chunk_comes_as_soon_as_it_is_sent(self) -> None:
         read = asyncio.Event()
@@ -222,6 +234,16 @@ class TestBroken:
         async with wire(saying(chunked(STEP, b'{"done":true}\n'))) as far:
             assert "without a picture" in (await failure(await far.post())).message
 
+    @pytest.mark.parametrize("preview", [PREVIEW, b'{"image":"cHJl","preview":true}\n'], ids=["with steps", "without"])
+    @pytest.mark.parametrize("last", [b'{"done":true}\n', b'{"image":"cHJl","preview":true,"done":true}\n'])
+    async def test_done_with_no_more_than_previews(self, preview: bytes, last: bytes) -> None:
+        async with wire(saying(chunked(preview, preview, last))) as far:
+            assert "without a picture" in (await failure(await far.post())).message
+
+    async def test_an_end_behind_a_preview(self) -> None:
+        async with wire(saying(chunked(STEP, PREVIEW))) as far:
+            assert "ended without a last chunk" in (await failure(await far.post())).message
+
     async def test_a_picture_before_the_last_chunk_counts(self) -> None:
         async with wire(saying(chunked(STEP, b'{"image":"aGk="}\n', b'{"done":true}\n'))) as far:
             assert (await read_all(await far.post()))[-1].done
@@ -259,6 +281,18 @@ class TestLimits:
             with pytest.raises(Stalled, match=r"did not answer within 0\.1 s"):
                 await far.post(limits=Limits(first_chunk=0.1, silence=15))
             await left.wait()
+
+    async def test_the_head_and_the_first_chunk_share_one_limit(self) -> None:
+        async def answer(exchange: Exchange) -> None:
+            await asyncio.sleep(1.5)  # a slow head, which leaves 0.5 s for the first chunk
+            await exchange.send(CHUNKED)
+            await exchange.client_left()
+
+        async with wire(answer) as far:
+            began = time.monotonic()
+            error = await failure(await far.post(limits=Limits(first_chunk=2, silence=15)))
+            assert 2 <= time.monotonic() - began < 3.4
+        assert error.message == "the runner sent no first chunk for 2 s"
 
     async def test_silence_between_chunks(self) -> None:
         async def answer(exchange: Exchange) -> None:

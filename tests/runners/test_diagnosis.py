@@ -147,6 +147,60 @@ def test_the_graver_wins_wherever_it_stands(grave: Cause, slight: Cause) -> None
         assert (diagnosis.cause, diagnosis.line) == (grave, GRAVEST_FIRST[grave])
 
 
+GOES_ON = [
+    "CUDA error: out of memory, retrying with a smaller batch",
+    "ggml_cuda: out of memory; falling back to the CPU",
+    "WARNING: cannot allocate memory for the prompt cache",
+    "2026-11-22 13:00:00 [warning] failed to allocate pinned memory",
+    "/x/loader.py:7: UserWarning: cannot open shared object file: libnccl.so",
+    "ImportError: no module named flash_attn, skipping it",
+    "tokenizer_config.json: No such file or directory (ignored)",
+    "out of memory: will retry in 2 s",
+]
+REAL: list[tuple[Cause, str]] = [
+    ("traceback", "Traceback (most recent call last):\n  File x\nValueError: unknown architecture: foo"),
+    ("error", "error: unknown architecture: foo"),
+    ("panic", "GGML_ASSERT(n > 0) failed"),
+    ("missing_file", "open: no such file or directory: model.gguf"),
+]
+
+
+@pytest.mark.parametrize("hedged", GOES_ON)
+@pytest.mark.parametrize(("cause", "text"), REAL)
+def test_an_error_that_the_program_got_over_yields_to_any_other(hedged: str, cause: Cause, text: str) -> None:
+    for whole in (f"{hedged}\n{text}", f"{text}\n{hedged}"):
+        diagnosis = diagnosed(whole)
+        assert (diagnosis.cause, diagnosis.line) == (cause, text.splitlines()[-1])
+
+
+@pytest.mark.parametrize("hedged", GOES_ON)
+def test_alone_it_is_better_than_nothing(hedged: str) -> None:
+    assert diagnosed(f"{hedged}\nbye").line == hedged
+
+
+WORK = "\n".join(f"request {number}: 200" for number in range(20))
+
+
+@pytest.mark.parametrize("later", ["panic: index out of range", "Traceback (most recent call last):\n  x\nKeyError: 7"])
+def test_after_much_work_a_later_error_counts_more_than_an_old_one(later: str) -> None:
+    old = "CUDA out of memory"
+    assert diagnosed(f"{old}\n{WORK}\n{later}").line == later.splitlines()[-1]
+    assert diagnosed(f"{old}\n{later}").line == old
+
+
+def test_after_much_work_a_line_that_says_little_is_only_an_echo() -> None:
+    """A server that prints a table of its memory, then `exiting`."""
+    for slight in ("error: exiting", "error: no more, retrying"):
+        assert diagnosed(f"CUDA out of memory\n{WORK}\n{slight}").line == "CUDA out of memory"
+
+
+def test_what_was_left_out_of_a_flood_is_work_too() -> None:
+    diagnosis = diagnosed("CUDA out of memory")
+    diagnosis.skip(1000)
+    diagnosis.read("panic: index out of range")
+    assert diagnosis.cause == "panic"
+
+
 def test_of_two_of_a_kind_the_later_wins() -> None:
     assert diagnosed("error: first\nerror: second\nbye").line == "error: second"
 

@@ -21,6 +21,7 @@ from .wire_server import LAST_WORDS, UNTIL_CLOSED, Exchange, Wire, saying, wire
 LINE = b'{"content":"a "}\n'
 DONE = b'{"content":"b","done":true,"seed":7}\n'
 STEP = b'{"step":1,"total":2}\n'
+PREVIEW = b'{"image":"%b","preview":true,"step":1,"total":2}\n'
 
 ESCAPED = st.lists(st.sampled_from(['"', "\\", "/", "\n", "a", "é", "\x1f", "😀"]), max_size=90).map("".join)
 JSON = st.recursive(
@@ -61,6 +62,13 @@ class TestWhole:
         pieces = (UNTIL_CLOSED, *(body[at : at + size] for at in range(0, min(len(body), 3000 * size), size)))
         rest = body[3000 * size :]
         async with wire(saying(*pieces, rest)) as far:
+            assert await passed(far) == body
+
+    @pytest.mark.parametrize("size", [8, 2 * LONG_LINE], ids=["short", "long"])
+    async def test_previews_come_through(self, size: int) -> None:
+        preview = PREVIEW % (b"A" * size)
+        body = STEP + preview + preview + b'{"image":"%b","done":true,"seed":7}\n' % (b"A" * size)
+        async with wire(saying(UNTIL_CLOSED + body)) as far:
             assert await passed(far) == body
 
     async def test_a_seed_that_the_runner_does_not_report_is_added(self) -> None:
@@ -164,6 +172,13 @@ class TestBroken:
         async with wire(saying(UNTIL_CLOSED + STEP + b'{"done":true}\n')) as far:
             _, error = await broken(far)
         assert "without a picture" in error.message
+
+    @pytest.mark.parametrize("size", [8, 2 * LONG_LINE], ids=["short", "long"])
+    async def test_done_with_no_more_than_previews(self, size: int) -> None:
+        async with wire(saying(UNTIL_CLOSED + PREVIEW % (b"A" * size) + b'{"done":true}\n')) as far:
+            found, error = await broken(far)
+        assert "without a picture" in error.message
+        assert found == PREVIEW % (b"A" * size)
 
     async def test_a_long_line_that_is_no_chunk(self) -> None:
         told = b'{"image":"%b","done":maybe}\n' % (b"A" * 2 * LONG_LINE)

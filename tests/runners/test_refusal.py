@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import msgspec
 import pytest
@@ -89,6 +91,40 @@ def test_a_code_of_ours_becomes_its_class(code: object, kind: type[MlxsupError])
     error = runner_refusal(422, msgspec.json.encode({"error": {"code": code, "message": "no"}}))
     assert type(error) is kind
     assert (error.message, error.status) == ("no", 422)
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("7", 7.0),
+        (" 0 ", 0.0),
+        ("99999999999999999999", 86_400.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 86_400.0),
+        ("Fri, 31 Dec 9999 23:59:59", None),
+        ("-1", None),
+        ("1.5", None),
+        ("soon", None),
+        ("", None),
+        ("\u00b2", None),
+        (None, None),
+    ],
+)
+def test_when_to_come_back_is_the_runners_own(told: str | None, seconds: float | None) -> None:
+    assert runner_refusal(429, b"no", told).retry_after == seconds
+
+
+def test_a_date_to_come_back_at_is_seconds_from_now() -> None:
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    seconds = runner_refusal(503, b"no", when).retry_after
+    assert seconds is not None
+    assert 80 < seconds <= 100
+
+
+async def test_when_to_come_back_comes_through_a_real_connection() -> None:
+    async with wire(saying(answering(b"429 Too Many Requests", b"later", b"retry-after: 12"))) as far:
+        error = await refusal(far)
+    assert (error.status, error.retry_after) == (429, 12.0)
 
 
 async def test_it_comes_through_a_real_connection() -> None:

@@ -19,7 +19,9 @@ from mlxsup.engines import ENGINES, Address
 from mlxsup.engines.base import Transport
 from mlxsup.errors import BadAnswer, LoadFailed, LoadTimeout, MlxsupError, RunnerDied, RunnerError, Stalled, Unloaded
 from mlxsup.protocol import CompletionRequest
+from mlxsup.runners import runner as runner_module
 from mlxsup.runners.addresses import AddressBook, Place
+from mlxsup.runners.footprint import Sight
 from mlxsup.runners.guard import Guard
 from mlxsup.runners.runner import (
     ADDRESS_TRIES,
@@ -156,6 +158,27 @@ class TestLife:
             await it.tells(RunnerGone)
         await asyncio.sleep(0)
         assert descriptors() == before
+
+
+class TestSight:
+    async def test_a_stop_of_a_moment_is_nothing(self) -> None:
+        """Two looks may come within milliseconds of each other; a program that is continued meanwhile is fine."""
+        stopped = Sight(1 << 20, stopped=True)
+        async with stage() as it:
+            await it.tells(RunnerReady)
+            for sight in (stopped, stopped, Sight(1 << 20, stopped=False), stopped):
+                it.runner.note_sight(sight)
+            assert (await read_all(await it.runner.completion(CompletionRequest(prompt="p"))))[-1].done
+            assert [type(notice) for notice in it.told] == [RunnerReady]
+
+    async def test_one_that_lasts_is_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runner_module, "STOPPED_FOR", 0.0)
+        async with stage() as it:
+            await it.tells(RunnerReady)
+            for _ in range(2):
+                it.runner.note_sight(Sight(1 << 20, stopped=True))
+            failing = await it.tells(RunnerFailing)
+        assert isinstance(failing.error, RunnerDied)
 
 
 class TestLoad:

@@ -1,0 +1,182 @@
+"""The daemon where the machine runs short: of descriptors, of disk, of somebody who reads its log; and among clients that dawdle."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import fcntl
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import termios
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import aiohttp
+import anyio
+import psutil
+import pytest
+
+from mlxsup.testing import fake_runner
+
+from .children import LIMIT, Daemon, alive, serving, write_config
+
+pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio")]  # the daemon brings its own loop
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="a limit of a process that runs; in-process tests do the same"
+)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(LIMIT):
+        while not true():
+            await anyio.sleep(0.02)
+
+
+async def ask(daemon: Daemon) -> float:
+    began = time.monotonic()
+    async with daemon.http.get("/health") as answer:
+        assert answer.status == 200
+    return time.monotonic() - began
+
+
+async def test_five_hundred_half_open_requests_change_nothing_and_are_left(tmp_path: Path) -> None:
+    config = write_config(tmp_path, {"m": fake_runner()}, header_timeout="3s")
+    async with serving(config) as daemon:
+        await ask(daemon)
+        process = psutil.Process(daemon.child.pid)
+        before = process.num_fds()
+        port = int(daemon.url.rpartition(":")[2])
+        with ExitStack() as opened:
+            for _ in range(400):
+                line = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+                line.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\n")
+            for _ in range(100):
+                line = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+                line.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            asked = sorted([await ask(daemon) for _ in range(20)])
+            assert asked[10] < 0.5  # the figure is 0.05 s
+            async with daemon.http.post("/completion", json={"model": "m", "prompt": "p"}) as answer:
+                assert len((await answer.read()).splitlines()) == 4
+            await until(lambda: process.num_fds() <= before + 10)  # a runner and its pipes
+
+
+@linux
+async def test_without_descriptors_it_says_so_and_works_again_when_there_are_some(tmp_path: Path) -> None:
+    async with serving(write_config(tmp_path, {"m": fake_runner(), "n": fake_runner()})) as daemon:
+        async with daemon.http.post("/models/load", json={"model": "m"}) as answer:
+            assert answer.status == 200
+        pid = daemon.child.pid
+        usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, usual[1]))
+        async with aiohttp.ClientSession(daemon.url, timeout=aiohttp.ClientTimeout(total=LIMIT)) as other:
+            waiting = asyncio.create_task(_status(other, "/health"))
+            await daemon.child.says("no connection can be accepted for now")
+            async with daemon.http.post("/models/load", json={"model": "n"}) as answer:
+                error = (await answer.json())["error"]
+                assert (answer.status, error["code"]) == (500, "load_failed")
+                assert "Too many open files" in error["message"]
+            assert not waiting.done()
+            assert await daemon.pid_of("m") > 0
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
+            assert await waiting == 200
+            async with other.post("/completion", json={"model": "m", "prompt": "p"}) as answer:
+                assert len((await answer.read()).splitlines()) == 4
+            with anyio.fail_after(LIMIT):
+                while await _status(other, "/models/load", {"model": "n"}) != 200:
+                    await anyio.sleep(0.1)
+        told = [line for line in daemon.child.lines() if "no connection can be accepted" in line]
+        assert len(told) == 1
+
+
+@linux
+async def test_a_full_disk_costs_a_warning_and_the_record_is_caught_up_with(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    env = {"STATE_DIRECTORY": str(state)}
+    async with serving(write_config(tmp_path, {"m": fake_runner(), "n": fake_runner()}), env=env) as daemon:
+        (record,) = state.glob("*/record.json")
+        before = record.read_bytes()
+        usual = resource.prlimit(daemon.child.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(daemon.child.pid, resource.RLIMIT_FSIZE, (0, usual[1]))
+        for model in ("m", "n"):
+            async with daemon.http.post("/completion", json={"model": model, "prompt": "p"}) as answer:
+                assert len((await answer.read()).splitlines()) == 4
+        await daemon.child.says("no record of runners is kept, for now")
+        assert record.read_bytes() == before
+        assert sorted(path.name for path in record.parent.iterdir()) == ["lock", "record.json"]
+        resource.prlimit(daemon.child.pid, resource.RLIMIT_FSIZE, usual)
+        await daemon.child.says("the record of runners is kept again")
+        pids = {await daemon.pid_of(model) for model in ("m", "n")}
+        assert {group["pgid"] for group in json.loads(record.read_text())["groups"]} == pids
+        assert len([line for line in daemon.child.lines() if "no record of runners" in line]) == 1
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_a_log_that_nobody_reads_holds_nothing_up(read: bool, tmp_path: Path) -> None:
+    config = write_config(tmp_path, {"m": fake_runner()}, listen=[f"unix:{tmp_path / 's'}"])
+    reader, writer = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mlxsup", "serve", "--config", str(config)), stderr=writer, cwd=tmp_path
+    )
+    os.close(writer)
+    try:
+        connector = aiohttp.UnixConnector(str(tmp_path / "s"))
+        timeout = aiohttp.ClientTimeout(total=LIMIT)
+        async with aiohttp.ClientSession("http://x", connector=connector, timeout=timeout) as http:
+            await until(lambda: (tmp_path / "s").exists() and _waiting(reader) > 0)
+            logged = await _fill_the_log(http, reader)
+            assert await _status(http, "/models/load", {"model": "m"}) == 200
+            async with http.get("/runners") as answer:
+                runner = (await answer.json())["runners"][0]["pid"]
+        process.send_signal(signal.SIGTERM)
+        text = await asyncio.to_thread(_read_all, reader) if read else b""
+        with anyio.fail_after(LIMIT):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(reader)
+    assert not alive(runner)
+    if read:
+        events = [json.loads(line)["event"] for line in text.splitlines()]
+        assert events[-1] == "stopped"
+        assert events.count("POST /embedding") == logged
+
+
+async def _fill_the_log(http: aiohttp.ClientSession, reader: int) -> int:
+    """Ask for what is logged until the pipe takes no more, and as often again."""
+    count, before, enough = 0, -1, 0
+    while (held := _waiting(reader)) > before or count < 2 * enough:
+        enough = count if held > before else enough
+        before = held
+        for _ in range(25):
+            assert await _status(http, "/embedding", {"model": "m"}) == 501
+        count += 25
+    return count
+
+
+async def _status(http: aiohttp.ClientSession, path: str, body: object = None) -> int:
+    """Post a body, or get without one; return the status."""
+    async with http.request("GET" if body is None else "POST", path, json=body) as answer:
+        await answer.read()
+        return answer.status
+
+
+def _waiting(reader: int) -> int:
+    """How many bytes a pipe holds."""
+    count = array.array("i", [0])
+    fcntl.ioctl(reader, termios.FIONREAD, count)
+    return count[0]
+
+
+def _read_all(reader: int) -> bytes:
+    text = b""
+    while part := os.read(reader, 65536):
+        text += part
+    return text
