@@ -328,7 +328,8 @@ class Registry:
 
     def _grant(self, grant: fx.Grant) -> None:
         future = self._answers.pop(grant.ticket, None)
-        if future is not None and not future.done():  # else its caller has just left, and its Cancel gives the place back
+        # Who has just left has a Cancel on its way, which gives the place back.
+        if future is not None and not future.done():
             release = ev.Release(grant.ticket, grant.model)
             future.set_result(Lease(self._runners[grant.model], lambda: self._post(release)))
 
