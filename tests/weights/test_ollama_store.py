@@ -197,7 +197,10 @@ def test_a_blob_that_is_only_a_part_is_an_error(store: Path) -> None:
         400 * "x",
     ],
 )
-def test_what_is_no_name_of_a_model_is_not_found(store: Path, name: str) -> None:
+def test_what_is_no_name_of_a_model_is_not_found(
+    store: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     put(store, f"{REGISTRY}/library/somebody/latest", layer(store, MODEL))
 
     if name.startswith("../"):
