@@ -57,7 +57,7 @@ soak: $(VENV)/.installed-dev ## thousands of lives of runners; nothing may grow:
 flaky: $(VENV)/.installed-dev ## faults and races TIMES times in a row (long), the rest twice; one failure is a failure
 	$(BIN)/python -m tests.soak.flaky --times $(TIMES) --jobs $(JOBS) $(ARGS)
 
-train: $(VENV)/.installed-train ## train the model that ships, from nothing (long): ARGS are those of the trainer
+train: $(VENV)/.installed-dev ## train the model that ships, from nothing (long): ARGS are those of the trainer
 	$(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) $(BIN)/python -m mlxsup.imagegen.builtin.train $(ARGS)
 
 sheet: $(VENV)/.installed-dev ## draw the contact sheet of the README with the model that ships
@@ -88,10 +88,6 @@ $(VENV)/.installed-run: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed-run
 	$(PIP) install --quiet --upgrade 'pip>=25.1'
 	$(PIP) install --quiet --group dev
-	@touch $@
-
-$(VENV)/.installed-train: $(VENV)/.installed-dev
-	$(PIP) install --quiet --group train
 	@touch $@
 
 # Pinned and without what they ask for: see the head of the list. The package itself is read where it lies.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 
 import pytest
+import resvg_py
 from PIL import Image
 
 from mlxsup.imagegen.builtin.evaluate import main_colour
 from mlxsup.imagegen.builtin.recolour import base_name, recoloured
 from mlxsup.imagegen.builtin.reference import Selection
-
-resvg_py = pytest.importorskip("resvg_py")
 
 TINTS = Selection.load().tints
 APPLE = (
