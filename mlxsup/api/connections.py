@@ -1,5 +1,5 @@
 """Serves an application on sockets, safe from clients that dawdle: one that does not finish its request, or does not take its
-answer, is left after a time; one that speaks no HTTP gets an error like every other; running out of descriptors is survived.
+answer, is left after a time; one that speaks no HTTP gets an error like every other.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import termios
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from aiohttp import web
 
+from mlxsup.api.accepting import accepting
 from mlxsup.api.answers import error_response, unexpected
 from mlxsup.config import ServerSettings
 from mlxsup.errors import InvalidRequest, MlxsupError
@@ -29,9 +30,6 @@ _LINGER: Final = 10.0
 """Seconds for which what a client still sends is read and dropped after an answer that did not wait for all of it."""
 _LOOKS: Final = 4
 """Looks at a stuck answer within `write_timeout`."""
-_BATCH: Final = 64
-"""Connections accepted at once before the loop does something else."""
-_ACCEPT_PAUSE: Final = 0.2
 _LONGEST_COMPLAINT: Final = 300
 
 _log = logging.getLogger("mlxsup.api")
@@ -52,7 +50,7 @@ async def serving(
     try:
         async with contextlib.AsyncExitStack() as stack:
             for listener in listeners:
-                await stack.enter_async_context(_accepting(listener, make))
+                await stack.enter_async_context(accepting(listener, make))
             yield
     finally:
         await runner.cleanup()
@@ -174,74 +172,6 @@ class Connection(web.RequestHandler):
         elif self._line is not None:
             _log.info("a client took nothing of its answer for %g s: left", self._settings.write_timeout)
             self._line.abort()
-
-
-@contextlib.asynccontextmanager
-async def _accepting(listener: socket.socket, make: Callable[[], asyncio.Protocol]) -> AsyncIterator[None]:
-    """Accept what comes to `listener`.
-
-    A loop's own server will not do: without free descriptors uvloop's turns clients away, and in a race with another thread
-    that opens a file it stops listening for good; asyncio's fills the log.
-    """
-    acceptor = _Acceptor(listener, make)
-    acceptor.listen()
-    try:
-        yield
-    finally:
-        await acceptor.close()
-
-
-class _Acceptor:
-    def __init__(self, listener: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
-        self._listener = listener
-        self._make = make
-        self._loop = asyncio.get_running_loop()
-        self._connecting: set[asyncio.Task[Any]] = set()
-        self._pause = _Timer(self._loop)
-        self._refused = False
-        listener.setblocking(False)
-
-    def listen(self) -> None:
-        self._loop.add_reader(self._listener.fileno(), self._accept)
-
-    async def close(self) -> None:
-        self._pause.stop()
-        self._loop.remove_reader(self._listener.fileno())
-        if self._connecting:
-            await asyncio.wait(self._connecting)
-
-    def _accept(self) -> None:
-        for _ in range(_BATCH):
-            try:
-                line, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except ConnectionAbortedError:  # the client has left already
-                continue
-            except OSError as error:
-                self._wait_for_room(error)
-                return
-            if self._refused:
-                self._refused = False
-                _log.info("connections are accepted again")
-            line.setblocking(False)
-            task = self._loop.create_task(self._connect(line), name="mlxsup accept")
-            self._connecting.add(task)
-            task.add_done_callback(self._connecting.discard)
-
-    async def _connect(self, line: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(self._make, line)
-        except OSError:  # it left in between
-            line.close()
-
-    def _wait_for_room(self, error: OSError) -> None:
-        """Leave clients waiting in the listener's queue for a moment: descriptors or memory may come free."""
-        if not self._refused:
-            self._refused = True
-            _log.warning("no connection can be accepted for now: %s", error.strerror or error)
-        self._loop.remove_reader(self._listener.fileno())
-        self._pause.start(_ACCEPT_PAUSE, self.listen)
 
 
 def _in_the_system(line: asyncio.Transport) -> int:
