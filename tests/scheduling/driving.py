@@ -10,9 +10,13 @@ from mlxsup.errors import LoadFailed, MlxsupError
 from mlxsup.report import State
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
-from mlxsup.scheduling.scheduler import ModelView, Policy, Scheduler
+from mlxsup.scheduling.backoff import Backoff
+from mlxsup.scheduling.scheduler import Limits, ModelView, Policy, Scheduler
 
 E = TypeVar("E", bound=fx.Effect)
+
+AT_ONCE = Limits(backoff=Backoff(first=0.0, failures=1000))
+"""What failed may be tried again at once, and there is memory for everything."""
 
 
 def policy(*, keep_alive: float = 60, concurrency: int = 1, queue: int = 100, drain_timeout: float = 30) -> Policy:
@@ -23,7 +27,7 @@ class Driver:
     """Tells a scheduler what happens and returns what it decides; `now` moves only when a test moves it."""
 
     def __init__(self, queue: int = 100, **policies: Policy) -> None:
-        self.scheduler = Scheduler(policies or {"m": policy()}, queue)
+        self.scheduler = Scheduler(policies or {"m": policy()}, queue, AT_ONCE)
         self.now = 1000.0
         self._tickets = itertools.count(1)
 
