@@ -138,8 +138,21 @@ class Supervisor:
 
         Raises:
             ModelNotFound: no such model or alias.
+            Conflict: it is pinned, and `force` is not given.
         """
         await self._registry().unload(self.settings.resolve(model).name, force=force)
+
+    async def reload(self, settings: Settings) -> None:
+        """Take over another configuration while running.
+
+        Models that it changes or lacks end their work first (`drain_timeout`); all others go on. Those that are changed are
+        loaded anew when they are asked for. What concerns the server is taken over by a restart only.
+
+        Raises:
+            ConfigError: it names devices that this machine does not have; nothing is changed then.
+        """
+        await self._registry().reload(settings)
+        self.settings = settings
 
     async def drain(self, *, force: bool = False) -> None:
         """Begin the shutdown now: refuse new work, let work in flight end unless `force`; returns when nothing runs."""
@@ -164,7 +177,8 @@ class Supervisor:
             pid=os.getpid(),
             started=running.started,
             closing=running.registry.closing,
-            runners=[running.registry.report(name) for name in self.settings.models],
+            runners=[running.registry.report(name) for name in running.registry.models],
+            devices=running.registry.devices(),
         )
 
     def report(self, model: str) -> RunnerReport:
@@ -174,6 +188,14 @@ class Supervisor:
             ModelNotFound: no such model or alias.
         """
         return self._registry().report(self.settings.resolve(model).name)
+
+    def explain(self, model: str) -> str:
+        """Say what would happen if a model were asked for now, and why; never waits and changes nothing.
+
+        Raises:
+            ModelNotFound: no such model or alias.
+        """
+        return self._registry().explain(self.settings.resolve(model).name)
 
     def logs(self, model: str) -> list[str]:
         """Return the first and last lines of error output of the model's present or last process.

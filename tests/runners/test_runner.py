@@ -96,7 +96,6 @@ async def stage(
             ENGINES["command"],
             1,
             load_timeout=load_timeout,
-            overhead=0,
             guard=guard,
             addresses=book or AddressBook(guard.folder),
             notify=notify,
