@@ -110,25 +110,27 @@ class Supervisor:
         return Completion(self._registry(), settings, _request(request, fields), deadline)
 
     @asynccontextmanager
-    async def lease(self, model: str) -> AsyncIterator[Lease]:
+    async def lease(self, model: str, *, keep_alive: float | None = None) -> AsyncIterator[Lease]:
         """Hold a model ready for requests of your own to `lease.base_url`; it is not unloaded meanwhile.
+
+        `keep_alive` is seconds that it shall stay after its last use (0: none, negative: for ever), until it is unloaded.
 
         Raises:
             MlxsupError: as `completion` does before its first chunk.
         """
-        lease = await self._registry().acquire(self.settings.resolve(model).name)
+        lease = await self._registry().acquire(self.settings.resolve(model).name, keep_alive=keep_alive)
         try:
             yield lease
         finally:
             lease.release()
 
-    async def load(self, model: str) -> None:
-        """Load a model and return when it is ready; the load goes on if this is cancelled.
+    async def load(self, model: str, *, keep_alive: float | None = None) -> None:
+        """Load a model and return when it is ready; the load goes on if this is cancelled. `keep_alive` is as for `lease`.
 
         Raises:
             ModelNotFound, LoadFailed, LoadTimeout, EngineUnavailable, Unloaded, ShuttingDown: why it is not.
         """
-        await self._registry().load(self.settings.resolve(model).name)
+        await self._registry().load(self.settings.resolve(model).name, keep_alive=keep_alive)
 
     async def unload(self, model: str, *, force: bool = False) -> None:
         """Put a model out and return when its process and its group are gone.

@@ -32,8 +32,6 @@ class Breaker:
     through, whose success closes it.
     """
 
-    __slots__ = ("_ready_at", "_recent", "_rules", "_streak", "open", "retry_at")
-
     def __init__(self, rules: Backoff) -> None:
         self._rules = rules
         self._streak = 0

@@ -101,8 +101,6 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
 class Claim:
     """A model's wish to be loaded, from the first who asks for it to its start."""
 
-    __slots__ = ("committed", "gentle", "impatient", "rank", "reason", "seen", "weighed")
-
     def __init__(self, rank: float, reason: str, *, gentle: bool, weighed: bool) -> None:
         self.rank = rank
         self.reason = reason
@@ -119,35 +117,6 @@ class Claim:
 
 class Book:
     """All that is known of one model."""
-
-    __slots__ = (
-        "asked_keep_alive",
-        "attempt",
-        "breaker",
-        "claim",
-        "drain_until",
-        "error",
-        "exits",
-        "expires",
-        "for_others",
-        "generation",
-        "last_used",
-        "leases",
-        "loading",
-        "name",
-        "need",
-        "policy",
-        "ready_at",
-        "reason",
-        "refused_at",
-        "removed",
-        "seconds",
-        "spawned_at",
-        "state",
-        "unloading",
-        "waiting",
-        "wished",
-    )
 
     def __init__(self, name: str, policy: Policy, rules: Backoff) -> None:
         self.name = name

@@ -37,19 +37,6 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 class Account:
     """One device's sums. `free` is what the operating system says, None where nobody asks it."""
 
-    __slots__ = (
-        "counted",
-        "departing",
-        "device",
-        "expected",
-        "expected_until",
-        "free",
-        "kept",
-        "low",
-        "pinned",
-        "unfulfilled",
-    )
-
     def __init__(self, device: Device) -> None:
         self.device = device
         self.kept = device.minimum + device.overhead
@@ -97,8 +84,6 @@ class Account:
 
 class Holding:
     """What one model has."""
-
-    __slots__ = ("departing", "measured", "pinned", "reserved", "spoken_of")
 
     def __init__(self, reserved: Shares, *, pinned: bool) -> None:
         self.reserved = dict(reserved)
