@@ -164,10 +164,9 @@ class Book:
             return -1.0
         return self.policy.keep_alive if self.asked_keep_alive is None else self.asked_keep_alive
 
-    @property
-    def first_rank(self) -> float:
-        """The age of who waits longest, with the head start of its priority; the lowest comes first."""
-        came = min([*list(self.waiting.values())[:1], *list(self.loading.values())[:1]], default=0.0)
+    def first_rank(self, now: float) -> float:
+        """Return the time that who waits longest came, or now, less the head start of its priority; the lowest is first."""
+        came = min([*list(self.waiting.values())[:1], *list(self.loading.values())[:1]], default=now)
         return came - HEAD_START[self.policy.priority]
 
     def worth(self, size: int) -> Worth:

@@ -74,7 +74,7 @@ class Moves:
             self._timers.set("retry", book.name, book.breaker.retry_at)
             return
         weighed = book.policy.memory is not None
-        rank = self._now if gentle or not (book.waiting or book.loading) else book.first_rank
+        rank = book.first_rank(self._now)
         book.claim = Claim(rank, reason, gentle=gentle, weighed=weighed)
         bisect.insort(self._claims, (True, rank, book.name))
         if not gentle:

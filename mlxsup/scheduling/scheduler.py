@@ -293,6 +293,7 @@ class Scheduler(Moves):
 
     def _sampled(self, event: ev.Sampled) -> None:
         """Take note of what is free and used; where a device is overdrawn, idle models go."""
+        self.ledger.settle(self._now)
         self.ledger.see(event.free)
         for name, (generation, used) in event.used.items():
             book = self._books.get(name)
