@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -74,6 +75,7 @@ class Learnt:
     def __init__(self, directory: Path) -> None:
         self._path = directory / LEARNT_FILE
         self._lessons: dict[str, Lesson] = {}
+        self._adding = threading.Lock()
 
     def open(self) -> None:
         """Read what earlier lives have learnt."""
@@ -85,6 +87,10 @@ class Learnt:
 
     def add(self, key: str, lesson: Lesson) -> None:
         """Keep a lesson, what is 0 in it as it was, and write all down, others' lessons included."""
+        with self._adding:
+            self._add(key, lesson)
+
+    def _add(self, key: str, lesson: Lesson) -> None:
         self._lessons = self._read() | self._lessons
         old = self._lessons.get(key, Lesson())
         self._lessons[key] = Lesson(

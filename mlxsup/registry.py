@@ -15,6 +15,7 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
+import psutil
 
 from mlxsup import reporting
 from mlxsup.config import Settings
@@ -244,6 +245,7 @@ class Registry:
             self._end()
             with anyio.CancelScope(shield=True):
                 await self._guard.close()
+                await asyncio.to_thread(self._write_lessons)
                 await asyncio.to_thread(self._records.close)
 
     def _clear_the_way(self) -> None:
@@ -260,8 +262,11 @@ class Registry:
             self._groups_changed.clear()
             groups = [Group(pgid, started) for pgid, started in self._guard.groups.items()]
             await asyncio.to_thread(self._records.write, groups)
-            while self._lessons:
-                await asyncio.to_thread(self._learnt.add, *self._lessons.popleft())
+            await asyncio.to_thread(self._write_lessons)
+
+    def _write_lessons(self) -> None:
+        while self._lessons:
+            self._learnt.add(*self._lessons.popleft())
 
     async def _observe(self) -> None:
         """Look at what runs, once a second, only while something does."""
@@ -285,7 +290,11 @@ class Registry:
         async with self._looking:
             runners = {name: runner for name, runner in self._runners.items() if runner.pid > 0}
             places = {name: (runner.pid, tuple(runner.shares)) for name, runner in runners.items()}
-            seen = await asyncio.to_thread(self._machine.look, places)
+            try:
+                seen = await asyncio.to_thread(self._machine.look, places)
+            except (OSError, psutil.Error) as error:  # such as no descriptors left: the next look may succeed
+                log.warning("could not look at what is free and used: %s", error)
+                return
         for name, sight in seen.sights.items():
             runners[name].note_sight(sight, seen.used.get(name, {}))
         used = {name: (runners[name].generation, share) for name, share in seen.used.items()}

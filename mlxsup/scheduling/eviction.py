@@ -1,20 +1,12 @@
-"""Who goes when memory is needed: the order of idle models, and the smallest set of them that is enough.
-
-The order is GreedyDual-Size-Frequency (Cherkasova, 1998), the file caching of Young's Landlord (On-line file caching, 2002) with
-counts of use: a model's credit is the seconds its reload costs, times how often it is asked for, for each GiB it holds. It is
-reckoned when the model goes idle, on top of a level that rises to the credit of what was put out last, so that what is not
-asked for sinks. Priority and keep-alive are part of the credit.
-"""
+"""Who goes when memory is needed: what an order of idle models is, and the smallest set of them that is enough."""
 
 from __future__ import annotations
 
+import abc
 import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
 
 import msgspec
-
-GIB = 1 << 30
 
 
 class Worth(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,64 +25,33 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive: float = 0.0
 
 
-class Order(Protocol):
-    """Says in which order idle models go: the lowest key first. A key holds for as long as the model is idle."""
+class Order(abc.ABC):
+    """Says in which order idle models go: the lowest key first.
 
-    def used(self, model: str, now: float) -> None:
-        """Take note that the model was asked for."""
+    A key holds for as long as the model is idle and `epoch` stays the same.
+    """
 
+    epoch: int = 0
+
+    @abc.abstractmethod
     def key(self, model: str, worth: Worth, now: float) -> float:
-        """Return the key of a model that goes idle now."""
+        """Return the key of a model that is idle."""
 
-    def evicted(self, key: float) -> None:
-        """Take note that models up to this key were put out."""
-
-    def forget(self, model: str) -> None:
-        """Drop what is known of a model that is no more."""
-
+    @abc.abstractmethod
     def explain(self, model: str, worth: Worth) -> str:
         """Return the sums behind a key in words."""
 
+    def used(self, model: str, worth: Worth, now: float) -> None:  # noqa: B027 - not every order counts
+        """Take note that the model was asked for and is used now."""
 
-class Credit:
-    """The order that is used unless another is asked for."""
+    def evicted(self, key: float) -> None:  # noqa: B027
+        """Take note that models up to this key were put out."""
 
-    HALF_LIFE = 3600.0
-    """Seconds after which a use counts half."""
+    def forget(self, model: str) -> None:  # noqa: B027
+        """Drop what is known of a model that is no more."""
 
-    def __init__(self) -> None:
-        self._level = 0.0
-        self._uses: dict[str, tuple[float, float]] = {}
-
-    def used(self, model: str, now: float) -> None:
-        """Count a use, earlier ones fading."""
-        count, at = self._uses.get(model, (0.0, now))
-        self._uses[model] = (1.0 + count * 0.5 ** ((now - at) / self.HALF_LIFE), now)
-
-    def key(self, model: str, worth: Worth, now: float) -> float:
-        """Return level plus credit."""
-        del now
-        return self._level + self._credit(model, worth)
-
-    def evicted(self, key: float) -> None:
-        """Raise the level."""
-        self._level = max(self._level, key)
-
-    def forget(self, model: str) -> None:
-        """Drop its count."""
-        self._uses.pop(model, None)
-
-    def explain(self, model: str, worth: Worth) -> str:
-        """Say how the credit came about."""
-        uses = self._uses.get(model, (0.0, 0.0))[0]
-        return (
-            f"credit {self._credit(model, worth):.3g} = reload {worth.seconds:.3g} s x {uses:.3g} uses"
-            f" x {worth.weight:g} / {max(worth.size, 1) / GIB:.3g} GiB"
-        )
-
-    def _credit(self, model: str, worth: Worth) -> float:
-        uses = self._uses.get(model, (0.0, 0.0))[0]
-        return max(uses, 0.1) * worth.seconds * worth.weight * GIB / max(worth.size, 1)
+    def resize(self, capacity: int) -> None:  # noqa: B027
+        """Take note of how many bytes there are for models, on all devices together."""
 
 
 class Idle:

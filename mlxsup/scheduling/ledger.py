@@ -181,6 +181,12 @@ class Ledger:
         holding = self.holdings.get(model)
         return {} if holding is None else {name: holding.counted(name) for name in holding.devices()}
 
+    @property
+    def capacity(self) -> int:
+        """Return the bytes that there are for models, on all devices together."""
+        accounts = (account for name, account in self.accounts.items() if name != SLOTS)
+        return sum(max(0, account.device.total - account.kept) for account in accounts)
+
     def known(self, shares: Shares) -> dict[str, int]:
         """Return the shares with the place that each model takes where these are counted."""
         return {**shares, SLOTS: 1} if SLOTS in self.accounts else dict(shares)

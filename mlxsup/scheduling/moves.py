@@ -13,7 +13,8 @@ from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import wording
 from mlxsup.scheduling.admission import Admission, Plan
 from mlxsup.scheduling.book import HEAD_START, Book, Claim, Limits, Policy
-from mlxsup.scheduling.eviction import Credit, Idle, Order
+from mlxsup.scheduling.credit import Credit
+from mlxsup.scheduling.eviction import Idle, Order
 from mlxsup.scheduling.ledger import SLOTS, Device, Ledger
 from mlxsup.scheduling.timers import Timers
 
@@ -45,11 +46,13 @@ class Moves:
         self._out: list[fx.Effect] = []
         self._now = 0.0
         self._reconsider = False
+        self._epoch = 0
         self.closing = False
         self._closed = False
         self._make_admission()
 
     def _make_admission(self) -> None:
+        self.order.resize(self.ledger.capacity)
         self._admission = Admission(self._books, self.ledger, self._idle, self.order, self._limits)
 
     def copy(self) -> Self:
@@ -108,6 +111,8 @@ class Moves:
     def _admit(self) -> None:
         """Go through the claims in their order: load what fits, put out who must go for it, refuse what cannot be."""
         self._reconsider = False
+        if self._epoch != self.order.epoch:
+            self._sort_anew()
         expecting = self.ledger.settle(self._now)
         held: dict[str, int] = {}
         too_much: dict[tuple[tuple[str, ...], int], int] = {}
@@ -178,6 +183,12 @@ class Moves:
         told = {device: need for device, need in shares.items() if device != SLOTS}
         self._out.append(fx.Spawn(book.name, book.generation, told))
 
+    def _sort_anew(self) -> None:
+        """Put the idle models into the order of another epoch."""
+        self._epoch = self.order.epoch
+        for name in list(self._idle):
+            self._idle.add(name, self._key(self._books[name]))
+
     def _bring_back(self) -> None:
         """Load again who had to go for others and fits in beside all that is there."""
         for name in sorted(self._returning, key=lambda name: -HEAD_START[self._books[name].policy.priority]):
@@ -213,7 +224,7 @@ class Moves:
         self._idle.remove(book.name)
         if book.wished:
             book.asked_keep_alive = book.wished.pop(ticket, book.asked_keep_alive)
-        self.order.used(book.name, self._now)
+        self.order.used(book.name, book.worth(self._size(book.name)), self._now)
         self._out.append(fx.Grant(ticket, book.name, book.generation))
 
     def _rest(self, book: Book) -> None:
@@ -227,7 +238,7 @@ class Moves:
         book.expires = self._now + keep_alive if keep_alive > 0 else None
         self._timers.set("expires", book.name, book.expires)
         if not book.policy.pinned:
-            self._idle.add(book.name, self.order.key(book.name, book.worth(self._size(book.name)), self._now))
+            self._idle.add(book.name, self._key(book))
             self._reconsider = self._reconsider or bool(self._claims)
 
     # Going
@@ -298,6 +309,9 @@ class Moves:
 
     def _notice(self, book: Book, reason: str) -> None:
         self._out.append(fx.Noticed(book.name, book.state, book.generation, reason))
+
+    def _key(self, book: Book) -> float:
+        return self.order.key(book.name, book.worth(self._size(book.name)), self._now)
 
     def _size(self, name: str) -> int:
         return sum(size for device, size in self.ledger.counted(name).items() if device != SLOTS)
