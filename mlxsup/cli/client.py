@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
@@ -19,6 +20,10 @@ from mlxsup.report import RunnerReport
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 """How long an answer may take is the daemon's to say; that it can be reached is quickly known."""
+
+
+class _Explanation(msgspec.Struct):
+    explanation: str
 
 
 class _Runners(msgspec.Struct):
@@ -73,6 +78,14 @@ class Client:
         body = await self._call("GET", "/runners")
         try:
             return msgspec.json.decode(body, type=_Runners).runners
+        except msgspec.DecodeError as error:
+            raise BadAnswer(f"{self.url} answers, but not as mlxsup does: {error}") from error
+
+    async def explain(self, model: str) -> str:
+        """Return what the daemon says would happen if the model were asked for now."""
+        body = await self._call("GET", f"/explain?{urlencode({'model': model})}")
+        try:
+            return msgspec.json.decode(body, type=_Explanation).explanation
         except msgspec.DecodeError as error:
             raise BadAnswer(f"{self.url} answers, but not as mlxsup does: {error}") from error
 

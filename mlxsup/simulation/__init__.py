@@ -5,8 +5,25 @@ Pure: no process, no clock, nothing awaited. `mlxsup simulate` prints what `repl
 
 from __future__ import annotations
 
+from mlxsup.simulation.bounds import exact, farthest
+from mlxsup.simulation.comparing import Setting, bound, compare, scheduler_for
 from mlxsup.simulation.replaying import Outcome, replay
 from mlxsup.simulation.rivals import RIVALS
 from mlxsup.simulation.traces import TRACES, Catalogue, Request, Simulated, Trace
 
-__all__ = ["RIVALS", "TRACES", "Catalogue", "Outcome", "Request", "Simulated", "Trace", "replay"]
+__all__ = [
+    "RIVALS",
+    "TRACES",
+    "Catalogue",
+    "Outcome",
+    "Request",
+    "Setting",
+    "Simulated",
+    "Trace",
+    "bound",
+    "compare",
+    "exact",
+    "farthest",
+    "replay",
+    "scheduler_for",
+]

@@ -24,6 +24,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         requests: how many came.
         hits: granted at once, or as soon as the model had a free place: nothing was loaded for them.
         loads: processes that were started.
+        load_seconds: what their loads took together.
         evictions: models that were put out for others.
         refused: requests that got an error.
         waited: all seconds of waiting together.
@@ -35,6 +36,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     hits: int
     loads: int
+    load_seconds: float
     evictions: int
     refused: int
     waited: float
@@ -57,6 +59,7 @@ class _Replay:
         self._came: dict[int, float] = {}
         self._cold: set[int] = set()
         self._waits: list[float] = []
+        self._load_seconds: list[float] = []
         self._hits = self._loads = self._evictions = self._refused = self._events = 0
 
     def run(self, trace: Iterable[Request]) -> Outcome:
@@ -77,6 +80,7 @@ class _Replay:
             requests=ticket,
             hits=self._hits,
             loads=self._loads,
+            load_seconds=math.fsum(self._load_seconds),
             evictions=self._evictions,
             refused=self._refused,
             waited=math.fsum(self._waits),
@@ -105,20 +109,22 @@ class _Replay:
     def _tell(self, event: ev.Event, now: float) -> None:
         self._events += 1
         for effect in self._scheduler.handle(event, now):
-            kind = type(effect)
-            if kind is fx.Grant:
-                self._granted(effect, now)  # type: ignore[arg-type]
-            elif kind is fx.Spawn:
-                self._loads += 1
-                self._later(now + self._models[effect.model].load, ev.Ready(effect.model, effect.generation))  # type: ignore[union-attr]
-            elif kind is fx.Stop:
-                self._later(now + STOP_SECONDS, ev.Gone(effect.model, effect.generation))  # type: ignore[union-attr]
-            elif kind is fx.Changed:
-                self._evictions += effect.state == "stopping" and effect.reason.startswith("put out")  # type: ignore[union-attr]
-            elif kind is fx.Reject:
-                self._refused += 1
-                del self._came[effect.ticket]  # type: ignore[union-attr]
-                self._cold.discard(effect.ticket)  # type: ignore[union-attr]
+            match effect:
+                case fx.Grant():
+                    self._granted(effect, now)
+                case fx.Spawn():
+                    seconds = self._models[effect.model].load
+                    self._loads += 1
+                    self._load_seconds.append(seconds)
+                    self._later(now + seconds, ev.Ready(effect.model, effect.generation))
+                case fx.Stop():
+                    self._later(now + STOP_SECONDS, ev.Gone(effect.model, effect.generation))
+                case fx.Changed():
+                    self._evictions += effect.state == "stopping" and effect.reason.startswith("put out")
+                case fx.Reject():
+                    self._refused += 1
+                    del self._came[effect.ticket]
+                    self._cold.discard(effect.ticket)
 
     def _granted(self, grant: fx.Grant, now: float) -> None:
         self._waits.append(now - self._came.pop(grant.ticket))
