@@ -189,9 +189,19 @@ class Registry:
         """Whether new work is refused."""
         return self._scheduler.closing
 
-    def explain(self, name: str) -> str:
-        """Say what would happen if the model were asked for now, and why."""
-        return self._scheduler.explain(name, time.monotonic())
+    async def explain(self, name: str) -> str:
+        """Say what would happen if the model were asked for now, and why; weighs it and looks at what is free."""
+        model = self._settings.models.get(name)
+        need: int | None = None
+        if model is not None and not self._scheduler.view(name).reserved:
+            try:
+                need = (await asyncio.to_thread(self._machine.weigh, model)).need
+            except MlxsupError as error:
+                return f"refused: {error.message}"
+            await self._look()
+        if name not in self._scheduler.models:
+            return "refused: it is not configured any more"
+        return self._scheduler.explain(name, time.monotonic(), need)
 
     def devices(self) -> list[DeviceReport]:
         """Return what each device has and who has it; touches nothing and waits for nothing."""

@@ -191,13 +191,13 @@ class Supervisor:
         """
         return self._registry().report(self.settings.resolve(model).name)
 
-    def explain(self, model: str) -> str:
-        """Say what would happen if a model were asked for now, and why; never waits and changes nothing.
+    async def explain(self, model: str) -> str:
+        """Say what would happen if a model were asked for now, and why; looks at its files and at what is free, loads nothing.
 
         Raises:
             ModelNotFound: no such model or alias.
         """
-        return self._registry().explain(self.settings.resolve(model).name)
+        return await self._registry().explain(self.settings.resolve(model).name)
 
     def logs(self, model: str) -> list[str]:
         """Return the first and last lines of error output of the model's present or last process.

@@ -106,8 +106,8 @@ class TestRoom:
             stopped = next(event for event in events.events if event.model == "a" and event.state == "stopping")
             assert "put out for b: b needs 1.0 GiB on cpu" in stopped.reason
             assert "credit" in stopped.reason
-            assert "loaded after these are put out: b (credit" in sup.explain("a")
-            assert sup.explain("b") == "granted at once: it is ready"
+            assert "loaded after these are put out: b (credit" in await sup.explain("a")
+            assert await sup.explain("b") == "granted at once: it is ready"
 
     async def test_a_ready_model_is_granted_while_another_waits_for_memory(self) -> None:
         models = {"a": gib(concurrency=2), "b": gib()}

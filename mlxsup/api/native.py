@@ -76,7 +76,7 @@ class _Native:
 
     async def explain(self, request: web.Request) -> web.StreamResponse:
         model = request.query.get("model", "")
-        return json_response(request, {"model": model, "explanation": self._sup.explain(model)})
+        return json_response(request, {"model": model, "explanation": await self._sup.explain(model)})
 
     def refuse(self, ability: Ability) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:

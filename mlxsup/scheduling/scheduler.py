@@ -6,6 +6,7 @@ by force or when its drain deadline passes.
 
 from __future__ import annotations
 
+import copy
 from typing import assert_never
 
 from mlxsup.errors import Conflict, MlxsupError, ModelNotFound, QueueFull, ShuttingDown, Unloaded
@@ -119,9 +120,14 @@ class Scheduler(Moves):
         shares.pop(SLOTS, None)
         return self._books[name].view(shares)
 
-    def explain(self, name: str, now: float) -> str:
-        """Say what would happen if the model were asked for now, and why; changes nothing."""
-        book = self._books[name]
+    def explain(self, name: str, now: float, need: int | None = None) -> str:
+        """Say what would happen if the model were asked for now, and why; changes nothing.
+
+        `need` is bytes, if it was weighed just now; else what it was found to need the last time.
+        """
+        book = copy.copy(self._books[name])
+        if need is not None:
+            book.need = need
         if book.live or self.closing or book.breaker.retry_at > now or self._fault(book) is not None:
             return wording.standing(book, now, closing=self.closing)
         plan = self._admission.plan(book, now, {})
