@@ -213,14 +213,14 @@ class ManyModels(RuleBasedStateMachine):
 
     # Callers
 
-    @rule(model=NAMES)
-    def acquire(self, model: str) -> None:
+    @rule(model=NAMES, keep_alive=st.sampled_from([None, None, 0.0, 5.0, -1.0]))
+    def acquire(self, model: str, keep_alive: float | None = None) -> None:
         number = self.ask("acquire", model)
         process = self.processes.get(model)
         idle = process is not None and self.scheduler.view(model).state == "ready"
         free = process is not None and len(self.held(process)) < MODELS[model].concurrency
         behind = self.waiting(model, "acquire")[:-1]
-        self.tell(ev.Acquire(number, model))
+        self.tell(ev.Acquire(number, model, keep_alive))
         if idle and free and not behind and not self.closing:
             assert number in self.leases, "a ready model was not granted at once"
 
@@ -373,6 +373,7 @@ class ManyModels(RuleBasedStateMachine):
             view, process = self.scheduler.view(model), self.processes.get(model)
             assert (process is None) == (view.state in ("stopped", "failed", "backoff"))
             assert view.waiting == len(self.waiting(model, "acquire", "load"))
+            assert self.scheduler._books[model].wished.keys() <= set(self.waiting(model, "acquire", "load"))
             if process is not None:
                 assert view.generation == process.generation
                 assert view.leases == len(self.held(process))
@@ -466,7 +467,7 @@ class ManyModels(RuleBasedStateMachine):
 
 
 SETTINGS = hypothesis.settings(
-    max_examples=500,
+    max_examples=1000,
     stateful_step_count=50,
     report_multiple_bugs=False,
     phases=set(hypothesis.Phase) - {hypothesis.Phase.explain},
