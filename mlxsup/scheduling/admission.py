@@ -133,10 +133,16 @@ class Admission:
         old_enough = now - self.limits.min_residency
         victims = choose(lacking, self._idle_candidates(old_enough))
         if victims is None and impatient:
-            victims = choose(lacking, itertools.chain(self._idle_candidates(old_enough), self._busy_candidates(now)))
+            busy = self._busy_candidates(now, old_enough)
+            victims = choose(lacking, itertools.chain(self._idle_candidates(old_enough), busy))
         if victims is not None or not self.limits.min_residency:
             return victims, None
-        young = [self._books[name].ready_at for name in self._idle if self._books[name].ready_at > old_enough]
+        some = self._ledger.holdings if impatient else self._idle
+        young = [
+            book.ready_at
+            for book in map(self._books.__getitem__, some)
+            if book.state == "ready" and book.ready_at > old_enough and not book.policy.pinned
+        ]
         return None, min(young, default=None) and min(young) + self.limits.min_residency
 
     def _idle_candidates(self, ready_before: float | None) -> Iterator[Candidate]:
@@ -145,12 +151,13 @@ class Admission:
             if ready_before is None or self._books[name].ready_at <= ready_before:
                 yield name, self._ledger.counted(name)
 
-    def _busy_candidates(self, now: float) -> Iterable[Candidate]:
-        """Return those that are in use and may go after that, the least worthy first."""
+    def _busy_candidates(self, now: float, ready_before: float) -> Iterable[Candidate]:
+        """Return those that were ready by then, are in use and may go after that, the least worthy first."""
         found = []
         for name in self._ledger.holdings:
             book = self._books[name]
-            if book.state == "ready" and book.leases and not book.policy.pinned:
+            may_go = book.state == "ready" and book.ready_at <= ready_before and not book.policy.pinned
+            if may_go and book.leases:
                 frees = self._ledger.counted(name)
                 found.append((self._order.key(name, book.worth(sum(frees.values())), now), name, frees))
         return [(name, frees) for _, name, frees in sorted(found, key=lambda each: each[:2])]

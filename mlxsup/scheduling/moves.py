@@ -237,7 +237,9 @@ class Moves:
             return
         book.expires = self._now + keep_alive if keep_alive > 0 else None
         self._timers.set("expires", book.name, book.expires)
-        if not book.policy.pinned:
+        if book.policy.pinned:
+            self._idle.remove(book.name)
+        else:
             self._idle.add(book.name, self._key(book))
             self._reconsider = self._reconsider or bool(self._claims)
 

@@ -234,6 +234,7 @@ class Scheduler(Moves):
             self._out.append(fx.Done(ticket))
         book.loading.clear()
         self._serve_waiting(book)
+        self._reconsider = self._reconsider or bool(self._claims)  # in use or not, from now on its time runs
 
     def _failing(self, book: Book, event: ev.Failing) -> None:
         """Tell those who waited for the load at once; those who wait behind a crash get another generation."""

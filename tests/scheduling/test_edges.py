@@ -112,3 +112,70 @@ def test_a_copy_goes_its_own_way() -> None:
     assert [type(effect) for effect in other.handle(ev.Acquire(99, "b"), driver.now)] == [fx.Changed, fx.Spawn]
     assert driver.state("b") == "stopped"
     assert spawned(driver.acquire("b")[1]) == ["b"]
+
+
+def test_a_busy_one_that_came_just_now_is_not_drained_before_it_has_been_there_for_a_while() -> None:
+    driver = Short(1, Limits(min_residency=5, patience=15), a=model(1), b=model(1))
+    driver.acquire("a")
+    driver.acquire("b")
+    driver.after(16)
+    driver.ready("a")
+    assert driver.state("a") == "ready"
+    driver.after(4.9)
+    assert driver.state("a") == "ready"
+    driver.after(0.2)
+    assert driver.state("a") == "draining"
+
+
+def test_a_model_that_is_removed_while_nothing_runs_is_forgotten_at_once() -> None:
+    driver = Short(1, a=model(1), b=model(1))
+    found = driver.tell(
+        ev.Reconfigure(policies={"a": model(1)}, queue=9, limits=Limits(), devices=(Device(name="cpu", total=GIB),))
+    )
+    assert only(found, fx.Forget) == [fx.Forget("b")]
+    assert driver.scheduler.models == ["a"]
+
+
+def test_who_shall_come_back_and_is_removed_meanwhile_does_not() -> None:
+    driver = Short(1, home=model(1, comes_back=True), guest=model(1))
+    driver.loaded("home")
+    driver.load("guest")
+    driver.gone(model="home")
+    driver.ready("guest")
+    policies = {"guest": model(1)}
+    driver.tell(ev.Reconfigure(policies=policies, queue=9, limits=Limits(), devices=(Device(name="cpu", total=GIB),)))
+    driver.unload("guest")
+    assert spawned(driver.gone(model="guest")) == []
+
+
+def test_one_pinned_by_a_new_configuration_stays() -> None:
+    driver = Short(1, a=model(1), b=model(1))
+    driver.loaded("a")
+    policies = {"a": model(1, pinned=True), "b": model(1)}
+    driver.tell(ev.Reconfigure(policies=policies, queue=9, limits=Limits(), devices=(Device(name="cpu", total=GIB),)))
+    ticket, found = driver.acquire("b")
+    assert rejected(found) == {ticket: "does_not_fit"}
+    assert stopped(found) == []
+    assert driver.scheduler.idle == []
+    assert driver.view("a").expires is None
+
+
+def test_one_unpinned_by_a_new_configuration_may_go() -> None:
+    driver = Short(1, a=model(1, pinned=True), b=model(1))
+    driver.loaded("a")
+    policies = {"a": model(1), "b": model(1)}
+    driver.tell(ev.Reconfigure(policies=policies, queue=9, limits=Limits(), devices=(Device(name="cpu", total=GIB),)))
+    assert stopped(driver.acquire("b")[1]) == ["a"]
+
+
+def test_the_time_of_loads_is_learnt() -> None:
+    driver = Short(2, quick=model(1), slow=model(1), new=model(1))
+    driver.load("slow")
+    driver.after(20)
+    driver.ready("slow")
+    driver.load("quick")
+    driver.after(2)
+    driver.ready("quick")
+    assert driver.scheduler.idle == ["quick", "slow"]
+    assert "quick (credit" in driver.scheduler.explain("new", driver.now)
+    assert "reload 2 s" in driver.scheduler.explain("new", driver.now)
