@@ -20,8 +20,8 @@ from mlxsup._version import __version__
 if TYPE_CHECKING:
     from mlxsup.config import Settings
     from mlxsup.errors import MlxsupError
+    from mlxsup.leases import Lease
     from mlxsup.protocol import CompletionChunk, CompletionRequest, Options
-    from mlxsup.registry import Lease
     from mlxsup.report import Event, RunnerReport, Status
     from mlxsup.supervisor import Completion, Supervisor
 
@@ -30,7 +30,7 @@ _HOMES = {
     "CompletionChunk": "mlxsup.protocol",
     "CompletionRequest": "mlxsup.protocol",
     "Event": "mlxsup.report",
-    "Lease": "mlxsup.registry",
+    "Lease": "mlxsup.leases",
     "MlxsupError": "mlxsup.errors",
     "Options": "mlxsup.protocol",
     "RunnerReport": "mlxsup.report",

@@ -1,4 +1,5 @@
-"""What outlives the process: which runners a supervisor started, so that the next one can end what a crash left behind.
+"""What outlives the process: which runners a supervisor started, so that the next one can end what a crash left behind; and
+what was learnt of models, their memory and the time of their loads.
 
 Each supervisor has a folder of its own in the state directory, with a lock that it holds while it lives and a record that is
 replaced atomically. A record that cannot be written or read costs a warning, never a start: the sentinel and the marks are
@@ -26,6 +27,9 @@ from mlxsup.runners.guard import FOLDER_PREFIX
 log = logging.getLogger(__name__)
 
 VERSION = 1
+LEARNT_FILE = "learnt.json"
+MOST_LESSONS = 1000
+"""Models of which something is kept; the ones loaded last."""
 SWEEP_LIMIT = 2.0
 """Seconds that a start spends on what an earlier life left."""
 
@@ -45,6 +49,71 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     boot: str = ""
     folder: str = ""
     groups: list[Group] = []
+
+
+class Lesson(msgspec.Struct, frozen=True, kw_only=True):
+    """What was learnt of one model and its files: the most bytes it used, seconds of its loads, when (Unix time)."""
+
+    memory: int = 0
+    seconds: float = 0.0
+    at: float = 0.0
+
+
+class Lessons(msgspec.Struct, frozen=True, kw_only=True):
+    """The file of what was learnt."""
+
+    version: int = VERSION
+    models: dict[str, Lesson] = {}
+
+
+class Learnt:
+    """What was learnt of models, in one file that supervisors share. All methods but `get` block: call them off the loop.
+
+    A file that cannot be read costs a warning and is replaced by the next one that is written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / LEARNT_FILE
+        self._lessons: dict[str, Lesson] = {}
+        self._adding = threading.Lock()
+
+    def open(self) -> None:
+        """Read what earlier lives have learnt."""
+        self._lessons = self._read()
+
+    def get(self, key: str) -> Lesson | None:
+        """Return what is known under a key."""
+        return self._lessons.get(key)
+
+    def add(self, key: str, lesson: Lesson) -> None:
+        """Keep a lesson, what is 0 in it as it was, and write all down, others' lessons included."""
+        with self._adding:
+            self._add(key, lesson)
+
+    def _add(self, key: str, lesson: Lesson) -> None:
+        self._lessons = self._read() | self._lessons
+        old = self._lessons.get(key, Lesson())
+        self._lessons[key] = Lesson(
+            memory=max(lesson.memory, old.memory), seconds=lesson.seconds or old.seconds, at=lesson.at
+        )
+        latest = sorted(self._lessons.items(), key=lambda item: item[1].at)[-MOST_LESSONS:]
+        fresh = self._path.with_name(f"{LEARNT_FILE}.{os.getpid()}.new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh.write_bytes(msgspec.json.encode(Lessons(models=dict(latest))))
+            fresh.replace(self._path)
+        except OSError as error:
+            log.warning("what was learnt of models is not kept: %s", error)
+
+    def _read(self) -> dict[str, Lesson]:
+        try:
+            found = msgspec.json.decode(self._path.read_bytes(), type=Lessons)
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("%s cannot be read (%s); what is in it is learnt anew", self._path, error)
+            return {}
+        return dict(found.models) if found.version == VERSION else {}
 
 
 def state_directory(environ: Mapping[str, str] | None = None) -> Path:

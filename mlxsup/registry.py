@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import sys
+import random
 import time
 import weakref
 from collections import deque
@@ -15,62 +15,32 @@ from typing import Protocol
 
 import anyio
 import anyio.abc
+import psutil
 
-from mlxsup.config import ModelSettings, Settings
+from mlxsup import reporting
+from mlxsup.config import Settings
 from mlxsup.engines import ENGINES
-from mlxsup.errors import MlxsupError, ShuttingDown
-from mlxsup.records import Group, Records, state_directory, sweep
-from mlxsup.report import DeviceMemory, Event, MemoryReport, RunnerReport
+from mlxsup.errors import LoadFailed, MlxsupError, ShuttingDown
+from mlxsup.leases import Lease
+from mlxsup.machine import Machine, Weighed, environment
+from mlxsup.policies import limits, policies
+from mlxsup.records import Group, Learnt, Lesson, Records, state_directory, sweep
+from mlxsup.report import DeviceReport, Event, RunnerReport
 from mlxsup.runners.addresses import AddressBook
-from mlxsup.runners.footprint import Observer
 from mlxsup.runners.guard import Guard
 from mlxsup.runners.runner import Notice, Runner, RunnerFailing, RunnerGone, RunnerReady, RunnerStuck
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
-from mlxsup.scheduling.scheduler import Policy, Scheduler
+from mlxsup.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
 OBSERVE_EVERY = 1.0
 RECORD_AGAIN = 5.0
 """Seconds after which a record that could not be written, as on a full disk, is tried again."""
-HOST_DEVICE = "metal" if sys.platform == "darwin" else "cpu"
 
 CLOSE_MARGIN = 15.0
 """Seconds beyond the longest drain and grace after which a shutdown gives up on a process that will not die."""
-
-
-class Lease:
-    """The right to use a model's runner, from grant to `release`; the runner is not stopped meanwhile."""
-
-    def __init__(self, runner: Runner, release: Callable[[], None]) -> None:
-        self.runner = runner
-        self._release = release
-        self._held = True
-        runner.pulse.users += 1
-        runner.pulse.beat()
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return self.runner.model.name
-
-    @property
-    def base_url(self) -> str:
-        """The runner's HTTP base, for requests of your own."""
-        return self.runner.address.base_url if self.runner.address else ""
-
-    @property
-    def socket(self) -> str:
-        """The unix socket behind `base_url`, "" when that is a port."""
-        return self.runner.address.socket if self.runner.address else ""
-
-    def release(self) -> None:
-        """Give it back; twice is once."""
-        if self._held:
-            self._held = False
-            self.runner.pulse.users -= 1
-            self._release()
 
 
 class Subscriber(Protocol):
@@ -88,8 +58,10 @@ class Registry:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        policies = {name: _policy(model, settings) for name, model in settings.models.items()}
-        self._scheduler = Scheduler(policies, settings.scheduler.queue)
+        self._learnt = Learnt(state_directory())
+        self._machine = Machine(self._learnt)
+        self._scheduler = Scheduler(policies(settings, self._machine), settings.scheduler.queue, limits(settings))
+        self._weighed: dict[str, Weighed] = {}
         self._runners: dict[str, Runner] = {}
         self._tickets = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Answer]] = {}
@@ -104,29 +76,38 @@ class Registry:
         self._give_up_at: float | None = None
         self._alive = asyncio.Event()
         self._groups_changed = asyncio.Event()
+        self._lessons: deque[tuple[str, Lesson]] = deque()
+        self._look_asked = asyncio.Event()
+        self._looking = asyncio.Lock()
         self._guard = Guard(self._groups_changed.set)
         self._records = Records(state_directory(), self._guard.mark, str(self._guard.folder))
         self._addresses = AddressBook(self._guard.folder)
 
     # Questions of callers
 
-    async def acquire(self, model: str) -> Lease:
+    async def acquire(self, model: str, *, keep_alive: float | None = None) -> Lease:
         """Wait for a lease. A caller that is cancelled leaves the queue at once; the load it asked for goes on.
+
+        `keep_alive` is seconds that the model shall stay after its last use (negative: for ever), until it is unloaded.
 
         Raises:
             QueueFull, ShuttingDown, Unloaded: the scheduler refused.
             LoadFailed, LoadTimeout, EngineUnavailable: the runner could not be brought up.
         """
-        lease = await self._ask(lambda ticket: ev.Acquire(ticket, model), model)
+        lease = await self._ask(lambda ticket: ev.Acquire(ticket, model, keep_alive), model)
         assert lease is not None  # the answer to Acquire is a grant
         return lease
 
-    async def load(self, model: str) -> None:
-        """Wait until the model is ready; raises as `acquire` does."""
-        await self._ask(lambda ticket: ev.Load(ticket, model), model)
+    async def load(self, model: str, *, keep_alive: float | None = None) -> None:
+        """Wait until the model is ready; `keep_alive` and what is raised are as for `acquire`."""
+        await self._ask(lambda ticket: ev.Load(ticket, model, keep_alive), model)
 
     async def unload(self, model: str, *, force: bool) -> None:
-        """Wait until the model's process is gone."""
+        """Wait until the model's process is gone.
+
+        Raises:
+            Conflict: it is pinned, and `force` is not given.
+        """
         await self._ask(lambda ticket: ev.Unload(ticket, model, force), model)
 
     def shut_down(self, *, force: bool) -> None:
@@ -150,36 +131,62 @@ class Registry:
         """Tell it no more."""
         self._subscribers.discard(subscriber)
 
+    async def reload(self, settings: Settings) -> None:
+        """Take over another configuration; only what it changes is drained, and what goes on goes on.
+
+        Raises:
+            ConfigError: it names devices that are not here.
+        """
+        self._machine.check(settings)
+        old, self._settings = self._settings, settings
+        restart = {name for name, model in settings.models.items() if old.models.get(name, model) != model}
+        self._post(self._configuration(frozenset(restart)))
+        self._post(ev.Start())
+
+    def _configuration(self, restart: frozenset[str] = frozenset()) -> ev.Reconfigure:
+        settings = self._settings
+        return ev.Reconfigure(
+            policies=policies(settings, self._machine),
+            queue=settings.scheduler.queue,
+            limits=limits(settings),
+            devices=self._machine.devices(settings),
+            restart=restart,
+        )
+
     @property
     def closing(self) -> bool:
         """Whether new work is refused."""
         return self._scheduler.closing
 
+    async def explain(self, name: str) -> str:
+        """Say what would happen if the model were asked for now, and why; weighs it and looks at what is free."""
+        model = self._settings.models.get(name)
+        need: int | None = None
+        if model is not None and not self._scheduler.view(name).reserved:
+            try:
+                need = (await asyncio.to_thread(self._machine.weigh, model)).need
+            except MlxsupError as error:
+                return f"refused: {error.message}"
+            await self._look()
+        if name not in self._scheduler.models:
+            return "refused: it is not configured any more"
+        return self._scheduler.explain(name, time.monotonic(), need)
+
+    def devices(self) -> list[DeviceReport]:
+        """Return what each device has and who has it; touches nothing and waits for nothing."""
+        return reporting.devices(self._scheduler.ledger)
+
+    @property
+    def models(self) -> list[str]:
+        """The models there are; one that is not configured any more stays until its process is gone."""
+        return self._scheduler.models
+
     def report(self, name: str) -> RunnerReport:
         """Return what is known of one model; touches nothing and waits for nothing."""
-        model, view = self._settings.models[name], self._scheduler.view(name)
         runner = self._runners.get(name)
-        exit_record = runner.exit if runner is not None else None
-        return RunnerReport(
-            model=name,
-            engine=model.engine,
-            path=model.path,
-            aliases=list(model.aliases),
-            state=view.state,
-            pid=runner.pid if runner is not None else -1,
-            address=str(runner.address) if runner is not None and runner.pid > 0 else "",
-            progress=runner.progress if runner is not None and view.state == "starting" else None,
-            memory=_memory(runner),
-            leases=view.leases,
-            queue=view.waiting,
-            started=_wall(runner.started) if runner is not None and runner.pid > 0 else None,
-            last_used=_wall(view.last_used),
-            expires=_wall(view.expires),
-            exits=view.exits,
-            exit_code=exit_record.code if exit_record is not None else None,
-            exit_signal=exit_record.signal if exit_record is not None else None,
-            last_error=_last_error(view.error, runner),
-        )
+        model = self._settings.models.get(name) or (runner.model if runner is not None else None)
+        assert model is not None  # only what runs outlives its configuration
+        return reporting.runner(model, self._scheduler.view(name), runner)
 
     def last_words(self, name: str) -> list[str]:
         """Return the kept error output of the model's present or last process."""
@@ -196,9 +203,12 @@ class Registry:
         """
         try:
             await asyncio.to_thread(self._clear_the_way)
+            self._events.appendleft(ev.Start())
+            self._events.appendleft(self._configuration())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._observe, name="mlxsup observer")
                 tasks.start_soon(self._keep_records, name="mlxsup records")
+                tasks.start_soon(self._look_when_asked, name="mlxsup looks")
                 self._tasks = tasks
                 self._handle_events()
                 started.set()
@@ -214,14 +224,18 @@ class Registry:
             self._end()
             with anyio.CancelScope(shield=True):
                 await self._guard.close()
+                await asyncio.to_thread(self._write_lessons)
                 await asyncio.to_thread(self._records.close)
 
     def _clear_the_way(self) -> None:
         sweep(state_directory())
         self._records.open()
+        self._learnt.open()
+        self._machine.find_devices()
+        self._machine.check(self._settings)
 
     async def _keep_records(self) -> None:
-        """Write down which groups run, whenever that has changed."""
+        """Write down which groups run, whenever that has changed, and what was learnt meanwhile."""
         while True:
             await self._groups_changed.wait()
             self._groups_changed.clear()
@@ -229,19 +243,43 @@ class Registry:
             if not await asyncio.to_thread(self._records.write, groups):
                 await asyncio.sleep(RECORD_AGAIN)
                 self._groups_changed.set()
+            await asyncio.to_thread(self._write_lessons)
+
+    def _write_lessons(self) -> None:
+        while self._lessons:
+            self._learnt.add(*self._lessons.popleft())
 
     async def _observe(self) -> None:
         """Look at what runs, once a second, only while something does."""
-        observer = Observer()
         while True:
             await self._alive.wait()
             await asyncio.sleep(OBSERVE_EVERY)
-            runners = [runner for runner in self._runners.values() if runner.pid > 0]
-            if not runners:
+            if not any(runner.pid > 0 for runner in self._runners.values()):
                 self._alive.clear()
-            sights = await asyncio.to_thread(observer.look, [runner.pid for runner in runners])
-            for runner, sight in zip(runners, sights, strict=True):
-                runner.note_sight(sight)
+                continue
+            await self._look()
+
+    async def _look_when_asked(self) -> None:
+        """Look at memory that must come back, whenever the scheduler wants to know."""
+        while True:
+            await self._look_asked.wait()
+            self._look_asked.clear()
+            await self._look()
+
+    async def _look(self) -> None:
+        """Look at all runners and at what is free, and tell the scheduler."""
+        async with self._looking:
+            runners = {name: runner for name, runner in self._runners.items() if runner.pid > 0}
+            places = {name: (runner.pid, tuple(runner.shares)) for name, runner in runners.items()}
+            try:
+                seen = await asyncio.to_thread(self._machine.look, places)
+            except (OSError, psutil.Error) as error:  # such as no descriptors left: the next look may succeed
+                log.warning("could not look at what is free and used: %s", error)
+                return
+        for name, sight in seen.sights.items():
+            runners[name].note_sight(sight, seen.used.get(name, {}))
+        used = {name: (runners[name].generation, share) for name, share in seen.used.items()}
+        self._post(ev.Sampled(seen.free, used))
 
     async def _until_closed(self) -> None:
         """Wait for the end of the shutdown, at most as long as that may take."""
@@ -280,9 +318,14 @@ class Registry:
 
     def _carry_out(self, effect: fx.Effect, tasks: anyio.abc.TaskGroup) -> None:
         match effect:
+            case fx.Weigh():
+                tasks.start_soon(self._weigh, effect.model, effect.attempt, name=f"mlxsup weighing {effect.model}")
+            case fx.Look():
+                self._look_asked.set()
             case fx.Spawn():
-                runner = self._make_runner(effect.model, effect.generation)
+                runner = self._make_runner(effect)
                 self._runners[effect.model] = runner
+                self._alive.set()
                 tasks.start_soon(runner.run, name=f"mlxsup runner {effect.model}")
             case fx.Stop():
                 self._runners[effect.model].stop()
@@ -294,37 +337,70 @@ class Registry:
                 future = self._answers.pop(effect.ticket, None)
                 if future is not None and not future.done():
                     future.set_exception(effect.error)
-            case fx.Changed():
+            case fx.Changed() | fx.Noticed():
                 self._publish(effect)
+            case fx.Forget():
+                self._runners.pop(effect.model, None)
             case fx.Closed():
                 self._closed = True
                 self._woken.set()
 
-    def _make_runner(self, name: str, generation: int) -> Runner:
-        model = self._settings.models[name]
+    async def _weigh(self, name: str, attempt: int) -> None:
+        """Find out what a model needs, after a look at what there is."""
+        model = self._settings.models.get(name)
+        if model is None:
+            return
+        try:
+            weighed = await asyncio.to_thread(self._machine.weigh, model)
+        except MlxsupError as error:
+            self._post(ev.Unfit(name, attempt, error))
+            return
+        except Exception as error:
+            log.exception("unexpected failure while weighing %s", name)
+            self._post(ev.Unfit(name, attempt, LoadFailed(f"unexpected failure: {error!r}", details={"model": name})))
+            return
+        self._weighed[name] = weighed
+        await self._look()
+        self._post(ev.Weighed(name, attempt, weighed.need, weighed.seconds))
+
+    def _make_runner(self, spawn: fx.Spawn) -> Runner:
+        model = self._settings.models[spawn.model]
         timeout = self._settings.scheduler.load_timeout if model.load_timeout is None else model.load_timeout
         return Runner(
             model,
             ENGINES[model.engine],
-            generation,
+            spawn.generation,
             load_timeout=timeout,
-            overhead=self._settings.scheduler.overhead,
             guard=self._guard,
             addresses=self._addresses,
             notify=self._notice,
+            shares=spawn.shares,
+            device_env=environment(spawn.shares, chosen=bool(model.device)),
         )
 
     def _notice(self, notice: Notice) -> None:
         match notice:
-            case RunnerReady(model, generation):
+            case RunnerReady(model, generation, seconds):
                 self._alive.set()
+                self._learn(model, seconds)
                 self._post(ev.Ready(model, generation))
             case RunnerFailing(model, generation, error):
                 self._post(ev.Failing(model, generation, error))
             case RunnerGone(model, generation, error):
-                self._post(ev.Gone(model, generation, error))
+                self._learn(model)
+                self._post(ev.Gone(model, generation, error, random.random()))  # noqa: S311 - no secret
             case RunnerStuck(model, generation, pids):
                 self._post(ev.Stuck(model, generation, pids))
+
+    def _learn(self, name: str, seconds: float = 0.0) -> None:
+        """Keep how long a load took, and what a runner that has worked used at most."""
+        runner, weighed = self._runners[name], self._weighed.get(name)
+        if weighed is None:
+            return
+        peak = sum(runner.peak.get(device, 0) for device in runner.shares) if runner.worked else 0
+        if peak or seconds:
+            self._lessons.append((weighed.key, Lesson(memory=peak, seconds=round(seconds, 3), at=round(time.time()))))
+            self._groups_changed.set()
 
     def _grant(self, grant: fx.Grant) -> None:
         future = self._answers.pop(grant.ticket, None)
@@ -365,20 +441,24 @@ class Registry:
             delay = max(0.0, at - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._post, ev.Tick())
 
-    def _publish(self, change: fx.Changed) -> None:
+    def _publish(self, change: fx.Changed | fx.Noticed) -> None:
         runner = self._runners.get(change.model)
         event = Event(
             model=change.model,
             state=change.state,
-            previous=change.previous,
+            previous=change.previous if isinstance(change, fx.Changed) else change.state,
             generation=change.generation,
             at=time.time(),
             pid=runner.pid if runner is not None and runner.generation == change.generation else -1,
             reason=change.reason,
         )
-        level = logging.WARNING if change.state in ("failed", "stuck") else logging.INFO
+        odd = isinstance(change, fx.Noticed) or change.state in ("failed", "stuck")
+        level = logging.WARNING if odd else logging.INFO
         facts = {"model": event.model, "state": event.state, "generation": event.generation, "pid": event.pid}
-        log.log(level, "%s is %s: %s", event.model, event.state, event.reason, extra=facts)
+        if event.model:
+            log.log(level, "%s is %s: %s", event.model, event.state, event.reason, extra=facts)
+        else:
+            log.log(level, "%s", event.reason)
         for subscriber in list(self._subscribers):
             subscriber.take(event)
 
@@ -396,33 +476,3 @@ class Registry:
         for subscriber in list(self._subscribers):
             subscriber.take(None)
         self._subscribers.clear()
-
-
-def _policy(model: ModelSettings, settings: Settings) -> Policy:
-    common = settings.scheduler
-    own = ENGINES[model.engine].default_concurrency
-    return Policy(
-        keep_alive=common.keep_alive if model.keep_alive is None else model.keep_alive,
-        concurrency=own if model.concurrency is None else model.concurrency,
-        queue=common.queue if model.queue is None else model.queue,
-        drain_timeout=model.drain_timeout,
-    )
-
-
-def _memory(runner: Runner | None) -> MemoryReport:
-    if runner is None:
-        return MemoryReport()
-    used = DeviceMemory(
-        estimated=runner.estimated_memory, measured=runner.memory if runner.pid > 0 else 0, peak=runner.peak_memory
-    )
-    return MemoryReport(estimated=used.estimated, measured=used.measured, peak=used.peak, devices={HOST_DEVICE: used})
-
-
-def _wall(monotonic: float | None) -> float | None:
-    return None if monotonic is None else round(time.time() - time.monotonic() + monotonic, 3)
-
-
-def _last_error(error: MlxsupError | None, runner: Runner | None) -> str:
-    if error is not None:
-        return error.message
-    return runner.last_error if runner is not None else ""

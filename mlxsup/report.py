@@ -33,7 +33,10 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One configured model and the process that serves it, if any (pid -1 without one)."""
+    """One configured model and the process that serves it, if any (pid -1 without one).
+
+    `reason` says why it is in its state; `waits_for_memory` that somebody has asked for it and there is no room yet.
+    """
 
     model: str
     engine: str
@@ -54,6 +57,30 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     exit_signal: int | None = None
     last_error: str = ""
+    reason: str = ""
+    waits_for_memory: bool = False
+
+
+class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One device and who has it, in bytes.
+
+    Attributes:
+        name: "cpu", "metal", "cuda:0" ...
+        total: what it has, or what the configuration gives of it.
+        kept: what is never given out.
+        reserved: what models have, the larger of what was reserved and measured for each.
+        free: what the operating system calls free; None before the first look.
+        available: what can be given out now.
+        low: whether it is overdrawn and nothing idle could be put out: nothing more is loaded on it.
+    """
+
+    name: str
+    total: int
+    kept: int
+    reserved: int
+    free: int | None
+    available: int
+    low: bool = False
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +91,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     started: float
     closing: bool
     runners: list[RunnerReport]
+    devices: list[DeviceReport] = []
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -25,7 +25,8 @@ from mlxsup.report import Event, RunnerReport, Status
 
 if TYPE_CHECKING:
     from mlxsup.engines.base import Ability
-    from mlxsup.registry import Lease, Registry
+    from mlxsup.leases import Lease
+    from mlxsup.registry import Registry
     from mlxsup.runners.passage import Passage
     from mlxsup.runners.relay import Answer
 
@@ -110,25 +111,27 @@ class Supervisor:
         return Completion(self._registry(), settings, _request(request, fields), deadline)
 
     @asynccontextmanager
-    async def lease(self, model: str) -> AsyncIterator[Lease]:
+    async def lease(self, model: str, *, keep_alive: float | None = None) -> AsyncIterator[Lease]:
         """Hold a model ready for requests of your own to `lease.base_url`; it is not unloaded meanwhile.
+
+        `keep_alive` is seconds that it shall stay after its last use (0: none, negative: for ever), until it is unloaded.
 
         Raises:
             MlxsupError: as `completion` does before its first chunk.
         """
-        lease = await self._registry().acquire(self.settings.resolve(model).name)
+        lease = await self._registry().acquire(self.settings.resolve(model).name, keep_alive=keep_alive)
         try:
             yield lease
         finally:
             lease.release()
 
-    async def load(self, model: str) -> None:
-        """Load a model and return when it is ready; the load goes on if this is cancelled.
+    async def load(self, model: str, *, keep_alive: float | None = None) -> None:
+        """Load a model and return when it is ready; the load goes on if this is cancelled. `keep_alive` is as for `lease`.
 
         Raises:
             ModelNotFound, LoadFailed, LoadTimeout, EngineUnavailable, Unloaded, ShuttingDown: why it is not.
         """
-        await self._registry().load(self.settings.resolve(model).name)
+        await self._registry().load(self.settings.resolve(model).name, keep_alive=keep_alive)
 
     async def unload(self, model: str, *, force: bool = False) -> None:
         """Put a model out and return when its process and its group are gone.
@@ -138,8 +141,21 @@ class Supervisor:
 
         Raises:
             ModelNotFound: no such model or alias.
+            Conflict: it is pinned, and `force` is not given.
         """
         await self._registry().unload(self.settings.resolve(model).name, force=force)
+
+    async def reload(self, settings: Settings) -> None:
+        """Take over another configuration while running.
+
+        Models that it changes or lacks end their work first (`drain_timeout`); all others go on. Those that are changed are
+        loaded anew when they are asked for. What concerns the server is taken over by a restart only.
+
+        Raises:
+            ConfigError: it names devices that this machine does not have; nothing is changed then.
+        """
+        await self._registry().reload(settings)
+        self.settings = settings
 
     async def drain(self, *, force: bool = False) -> None:
         """Begin the shutdown now: refuse new work, let work in flight end unless `force`; returns when nothing runs."""
@@ -164,7 +180,8 @@ class Supervisor:
             pid=os.getpid(),
             started=running.started,
             closing=running.registry.closing,
-            runners=[running.registry.report(name) for name in self.settings.models],
+            runners=[running.registry.report(name) for name in running.registry.models],
+            devices=running.registry.devices(),
         )
 
     def report(self, model: str) -> RunnerReport:
@@ -174,6 +191,14 @@ class Supervisor:
             ModelNotFound: no such model or alias.
         """
         return self._registry().report(self.settings.resolve(model).name)
+
+    async def explain(self, model: str) -> str:
+        """Say what would happen if a model were asked for now, and why; looks at its files and at what is free, loads nothing.
+
+        Raises:
+            ModelNotFound: no such model or alias.
+        """
+        return await self._registry().explain(self.settings.resolve(model).name)
 
     def logs(self, model: str) -> list[str]:
         """Return the first and last lines of error output of the model's present or last process.

@@ -24,6 +24,7 @@ def routes(sup: Supervisor) -> Routes:
         ("GET", "/version", native.version),
         ("POST", "/completion", native.completion),
         ("GET", "/runners", native.runners),
+        ("GET", "/explain", native.explain),
         *(("POST", f"/{ability}", native.refuse(ability)) for ability in _UNSUPPORTED),
     )
 
@@ -70,7 +71,12 @@ class _Native:
             return await stream_ndjson(request, work)
 
     async def runners(self, request: web.Request) -> web.StreamResponse:
-        return json_response(request, {"runners": self._sup.status().runners})
+        status = self._sup.status()
+        return json_response(request, {"runners": status.runners, "devices": status.devices})
+
+    async def explain(self, request: web.Request) -> web.StreamResponse:
+        model = request.query.get("model", "")
+        return json_response(request, {"model": model, "explanation": await self._sup.explain(model)})
 
     def refuse(self, ability: Ability) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:

@@ -36,6 +36,14 @@ app.command("mlxsup.cli.runner:runner", name="runner", help="Be a runner: serve 
 app.command(
     "mlxsup.cli.estimate:estimate", name="estimate", help="Tell how much memory a model will need, from its headers."
 )
+app.command(
+    "mlxsup.cli.explain:explain", name="explain", help="Tell what would happen if a model were asked for now, and why."
+)
+app.command(
+    "mlxsup.cli.simulate:simulate",
+    name="simulate",
+    help="Replay a load in virtual time: hits, loads, evictions, waits.",
+)
 app.command(_config)
 _config.command("mlxsup.cli.config:check", name="check", help="Read the configuration and report every problem in it.")
 _config.command(

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlencode
 
 import aiohttp
 import msgspec
@@ -19,6 +20,10 @@ from mlxsup.report import RunnerReport
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 """How long an answer may take is the daemon's to say; that it can be reached is quickly known."""
+
+
+class _Explanation(msgspec.Struct):
+    explanation: str
 
 
 class _Runners(msgspec.Struct):
@@ -82,6 +87,14 @@ class Client:
             if model == report.model or model in report.aliases:
                 return report.engine
         return ""
+
+    async def explain(self, model: str) -> str:
+        """Return what the daemon says would happen if the model were asked for now."""
+        body = await self._call("GET", f"/explain?{urlencode({'model': model})}")
+        try:
+            return msgspec.json.decode(body, type=_Explanation).explanation
+        except msgspec.DecodeError as error:
+            raise BadAnswer(f"{self.url} answers, but not as mlxsup does: {error}") from error
 
     async def open(self, method: str, path: str, body: object = None) -> aiohttp.ClientResponse:
         """Send a request and return its answer, whose body is not read yet.

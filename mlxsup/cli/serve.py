@@ -16,20 +16,23 @@ from mlxsup.errors import InvalidRequest
 def serve(
     *, config: Config = None, listen: Annotated[list[str] | None, Parameter(consume_multiple=False, negative="")] = None
 ) -> int:
-    """Run the daemon until SIGTERM or Ctrl-C; a second one does not wait for work in flight.
+    """Run the daemon until SIGTERM or Ctrl-C; a second one does not wait for work in flight. SIGHUP reads the configuration again.
 
     Args:
         config: Configuration file, instead of the one that is searched for.
         listen: host:port or unix:/path, instead of the configured addresses; may be given several times.
     """
-    settings = configuration.read(config, KEYS)
-    if listen:
-        for address in listen:
-            try:
-                configuration.parse_listen(address)
-            except ValueError as error:
-                raise InvalidRequest(f"--listen: {error}") from error
-        settings = replace(settings, server=replace(settings.server, listen=listen))
+    for address in listen or ():
+        try:
+            configuration.parse_listen(address)
+        except ValueError as error:
+            raise InvalidRequest(f"--listen: {error}") from error
+
+    def read() -> configuration.Settings:
+        settings = configuration.read(config, KEYS)
+        return replace(settings, server=replace(settings.server, listen=listen)) if listen else settings
+
+    settings = read()
     from mlxsup.daemon import server  # only now: a wrong flag should not wait for its imports
 
-    return server.serve(settings)
+    return server.serve(settings, read)

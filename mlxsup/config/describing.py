@@ -50,6 +50,8 @@ def schema(engines: Engines) -> dict[str, Any]:
     for engine, keys in engines.items():
         own = {"engine": {"const": engine, "description": f"a runner of kind {engine}"}}
         kinds.append(_table_schema([*_model_fields(), *_fields(keys)], own))
+    size = dict(_SCHEMAS[Size])
+    properties["devices"] = {"type": "object", "additionalProperties": size}
     engine_names = {"type": "string", "enum": list(engines)}
     properties["models"] = {
         "type": "object",
@@ -79,6 +81,8 @@ def example(engines: Engines) -> str:
     """Return `config.example.toml`: each key once, with its default and its one line; as it stands it changes nothing."""
     blocks = [_HEAD.rstrip("\n").split("\n")]
     blocks += [[f"[{name}]", *_lines(_fields(kind))] for name, kind in _TABLES.items()]
+    devices = next(field for field in _fields(Settings) if field.name == "devices")
+    blocks.append(["[devices]", *_line("cpu", Size("8GiB"), description(devices.type), prefix="# ")])
     for name, values in BUILT_IN_MODELS.items():
         engine = values["engine"]
         kinds = f"the kind of runner: {' | '.join(engines)}"
@@ -98,6 +102,9 @@ def show(settings: Settings) -> str:
     blocks = [[f"# source: {settings.source}"]]
     for name, struct in (("server", settings.server), ("scheduler", settings.scheduler)):
         blocks.append([f"[{name}]", *(line for key, value in _items(struct) for line in _line(key, value))])
+    if settings.devices:
+        lines = [line for name, size in settings.devices.items() for line in _line(name, size)]
+        blocks.append(["[devices]", *lines])
     for name, model in settings.models.items():
         block = [f"[models.{toml_key(name)}]"]
         for key, value in (*_items(model), *_items(model.options)):
@@ -150,12 +157,12 @@ def _engine_example(engine: str, keys: type[msgspec.Struct]) -> list[str]:
     shown = [field for field in _model_fields() if field.name in {"path", "health"}]
     lines = [f"# [models.{toml_key(name)}]", *_line("engine", engine, prefix="# ")]
     for field in (*_fields(keys), *shown):
-        lines += _line(field.name, _telling(field), description(field.type), prefix="# ")
+        lines += _line(field.encode_name, _telling(field), description(field.type), prefix="# ")
     return lines
 
 
 def _lines(fields: Iterable[FieldInfo], prefix: str = "") -> list[str]:
-    entries = (_line(field.name, _default(field), description(field.type), prefix) for field in fields)
+    entries = (_line(field.encode_name, _default(field), description(field.type), prefix) for field in fields)
     return [line for entry in entries for line in entry]
 
 
@@ -193,9 +200,9 @@ def _described(fields: Iterable[FieldInfo], name: str) -> str:
 
 def _table_schema(fields: Iterable[FieldInfo], own: dict[str, Any]) -> dict[str, Any]:
     fields = list(fields)
-    properties = {field.name: _field_schema(field) for field in fields} | own
+    properties = {field.encode_name: _field_schema(field) for field in fields} | own
     table: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
-    if required := [field.name for field in fields if field.required]:
+    if required := [field.encode_name for field in fields if field.required]:
         table["required"] = required
     return table
 
@@ -233,7 +240,8 @@ def _model_fields() -> list[FieldInfo]:
 
 
 def _items(struct: msgspec.Struct) -> Iterator[tuple[str, Any]]:
-    return ((name, getattr(struct, name)) for name in struct.__struct_fields__)
+    pairs = zip(struct.__struct_encode_fields__, struct.__struct_fields__, strict=True)
+    return ((key, getattr(struct, name)) for key, name in pairs)
 
 
 def _made(field: FieldInfo) -> Any:

@@ -98,30 +98,41 @@ class _Reader:
 
     def settings(self, mapping: Mapping[str, Any], source: str) -> Settings | None:
         server, scheduler = ServerSettings(), SchedulerSettings()
+        devices: dict[str, Size] = {}
         models: dict[str, ModelSettings] = {}
         for name, table in mapping.items():
             if name == "server":
                 server = self._table(ServerSettings, name, table) or server
             elif name == "scheduler":
                 scheduler = self._table(SchedulerSettings, name, table) or scheduler
+            elif name == "devices":
+                devices = self._devices(table)
             elif name == "models":
                 models = self._models(table)
             else:
-                self._unknown(name, "", {**_TABLES, "models": ModelSettings}, _homes(name, ""))
+                self._unknown(name, "", {**_TABLES, "devices": dict, "models": ModelSettings}, _homes(name, ""))
         if not mapping.get("models"):
             models = self._models(BUILT_IN_MODELS)
         if self.problems:
             return None
-        return Settings(server=server, scheduler=scheduler, models=models, source=source)
+        return Settings(server=server, scheduler=scheduler, devices=devices, models=models, source=source)
 
     # Tables
 
     def _table(self, kind: type[S], path: str, table: object) -> S | None:
         if not self._is_table(table, path):
             return None
-        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
         values = self._values(path, table, fields, lambda key: _homes(key, path))
         return self._build(kind, path, values)
+
+    def _devices(self, table: object) -> dict[str, Size]:
+        field = next(field for field in msgspec.structs.fields(Settings) if field.name == "devices")
+        try:
+            devices: dict[str, Size] = self._value(table, field.type, "devices")
+        except _Bad:
+            return {}
+        return devices
 
     def _models(self, tables: object) -> dict[str, ModelSettings]:
         models: dict[str, ModelSettings] = {}
@@ -146,9 +157,11 @@ class _Reader:
             return None
         before = len(self.problems)
         engine = self._engine(path, table)
-        common = {field.name: field for field in msgspec.structs.fields(ModelSettings) if field.name not in NOT_KEYS}
+        common = {
+            field.encode_name: field for field in msgspec.structs.fields(ModelSettings) if field.name not in NOT_KEYS
+        }
         own_struct = self.engines[engine] if engine else None
-        own = {field.name: field for field in msgspec.structs.fields(own_struct)} if own_struct else {}
+        own = {field.encode_name: field for field in msgspec.structs.fields(own_struct)} if own_struct else {}
         values = self._values(path, table, common | own, lambda key: self._model_homes(key, path, engine))
         self._take_names(values.get("aliases", []), path, owners)
         if len(self.problems) > before or own_struct is None:
@@ -178,7 +191,7 @@ class _Reader:
         return None
 
     def _model_homes(self, key: str, path: str, engine: str | None) -> str | None:
-        owners = [kind for kind, keys in self.engines.items() if key in keys.__struct_fields__]
+        owners = [kind for kind, keys in self.engines.items() if key in keys.__struct_encode_fields__]
         if not owners:
             return _homes(key, path)
         return f"a key of engine {' or '.join(owners)}, not of {engine}" if engine else ""
@@ -253,11 +266,11 @@ class _Reader:
         return done
 
     def _build(self, kind: type[S], path: str, values: Mapping[str, Any]) -> S | None:
-        missing = [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in values]
-        if missing:  # noted already
+        fields = msgspec.structs.fields(kind)
+        if any(field.required and field.encode_name not in values for field in fields):  # noted already
             return None
         try:
-            return kind(**values)
+            return kind(**{field.name: values[field.encode_name] for field in fields if field.encode_name in values})
         except ValueError as error:  # a rule of the struct's own, in its __post_init__
             self.problems.append(f"{path}: {error}")
             return None
@@ -280,8 +293,8 @@ class _Reader:
 
 def _homes(key: str, path: str) -> str | None:
     """Say in which table a key that was met at `path` belongs, if it is known at all."""
-    tables = [f"[{name}]" for name, kind in _TABLES.items() if name != path and key in kind.__struct_fields__]
-    if not path.startswith("models") and key in ModelSettings.__struct_fields__ and key not in NOT_KEYS:
+    tables = [f"[{name}]" for name, kind in _TABLES.items() if name != path and key in kind.__struct_encode_fields__]
+    if not path.startswith("models") and key in ModelSettings.__struct_encode_fields__ and key not in NOT_KEYS:
         tables.append("[models.NAME]")
     return f"it belongs in {' or '.join(tables)}" if tables else None
 

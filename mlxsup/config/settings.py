@@ -7,7 +7,7 @@ keys an engine adds are a struct of the engine's own, kept in `ModelSettings.opt
 from __future__ import annotations
 
 import difflib
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -59,6 +59,10 @@ class SchedulerSettings(msgspec.Struct, frozen=True, kw_only=True):
     )
     queue: Annotated[Count, Meta(description="requests that may wait at once, in all")] = 512
     overhead: Annotated[Size, Meta(description="memory kept free on every device, beyond its own minimum")] = Size(0)
+    max_loaded: Annotated[int, Meta(ge=0, description="models loaded at once; 0: as many as memory holds")] = 0
+    min_residency: Annotated[
+        Interval, Meta(description="a model that became ready is not put out for others before this has passed")
+    ] = Duration("5s")
 
 
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +80,21 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
         PositiveSize | None,
         Meta(description="what it needs; unset: reckoned from the headers of its files", examples=["4GiB"]),
     ] = None
+    device: Annotated[
+        str, Meta(description='"cpu", "metal", "cuda:0" ..., or "auto"; "": the machine\'s memory', examples=["cuda:0"])
+    ] = ""
+    devices: Annotated[Count, Meta(description="spread it over as many cards as it needs, up to this number")] = 1
     aliases: Annotated[list[ModelName], Meta(description="other names it answers to")] = []
+    priority: Annotated[
+        Literal["high", "normal", "low"], Meta(description="who is served first, and stays: high | normal | low")
+    ] = "normal"
+    pinned: Annotated[
+        bool, Meta(description="never put out for others or for being idle; loaded again after a crash")
+    ] = False
+    preload: Annotated[bool, Meta(description="loaded at the start, if it fits beside those before it")] = False
+    comes_back: Annotated[bool, Meta(description="once put out for another, it is loaded again when there is room")] = (
+        msgspec.field(default=False, name="return")
+    )
     keep_alive: Annotated[
         Duration | None, Meta(description="idle time before it is unloaded; unset: [scheduler]", examples=["5m"])
     ] = None
@@ -134,6 +152,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     server: Annotated[ServerSettings, Meta(description="the HTTP API")] = ServerSettings()
     scheduler: Annotated[SchedulerSettings, Meta(description="what holds for all models")] = SchedulerSettings()
+    devices: Annotated[
+        dict[str, PositiveSize], Meta(description="how much of a device models may have, by its name; unset: all of it")
+    ] = {}
     models: Annotated[dict[str, ModelSettings], Meta(description="the models, by name")] = {}
     source: str = BUILT_IN
 

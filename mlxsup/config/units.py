@@ -8,6 +8,10 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Self
 
+from mlxsup.sizes import format_size, rounded_size
+
+__all__ = ["Duration", "Size", "format_duration", "format_size", "rounded_size"]
+
 _SECONDS = {
     "ns": Fraction(1, 10**9),
     "us": Fraction(1, 10**6),
@@ -22,9 +26,6 @@ _BYTES = {
     **{f"{letter}ib": 1024 ** (power + 1) for power, letter in enumerate("kmgt")},
     **{f"{letter}b": 1000 ** (power + 1) for power, letter in enumerate("kmgt")},
 }
-_SIZE_NAMES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
-_SIZE_NAMES |= {"KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
-_GLANCE = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 _MAX_SIZE = 2**63 - 1
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
@@ -93,19 +94,6 @@ def format_duration(seconds: float) -> str:
     whole, part = divmod(rest, 1000)
     pieces = ((hours, "h"), (minutes, "m"), (whole, "s"), (part, "ms"))
     return sign + "".join(f"{count}{unit}" for count, unit in pieces if count)
-
-
-def format_size(size: int) -> str:
-    """Write bytes so that Size reads exactly the same number back: `67108864` is `64MiB`."""
-    fitting = ((size // scale, name) for name, scale in _SIZE_NAMES.items() if size and size % scale == 0)
-    count, name = min(fitting, default=(int(size), "B"))
-    return f"{count}{name}"
-
-
-def rounded_size(size: int) -> str:
-    """Write bytes for people to take in at a glance, no longer exact: `1503238554` is `1.4 GiB`."""
-    scale, name = max((scale, name) for name, scale in _GLANCE.items() if scale <= max(abs(size), 1))
-    return f"{size / scale:.1f} {name}" if scale > 1 else f"{size} {name}"
 
 
 def _parse_duration(text: str) -> float:

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, Final
 
 import uvloop
@@ -19,7 +19,8 @@ from mlxsup.config import Listen, Settings
 from mlxsup.daemon import logging as daemon_logging
 from mlxsup.daemon.addresses import is_local, written
 from mlxsup.daemon.listen import listening
-from mlxsup.daemon.signals import captured
+from mlxsup.daemon.reloading import reload_on_hangup
+from mlxsup.daemon.signals import captured, hangups
 from mlxsup.daemon.systemd import notify
 from mlxsup.supervisor import Supervisor
 
@@ -29,8 +30,8 @@ _LAST_BYTES: Final = 2.0
 _log = logging.getLogger("mlxsup.daemon")
 
 
-def serve(settings: Settings) -> int:
-    """Run the daemon until SIGTERM or SIGINT; return its exit code.
+def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
+    """Run the daemon until SIGTERM or SIGINT; return its exit code. At SIGHUP it takes over what `reread` returns.
 
     The first signal ends it in order: new work is refused, work in flight may end, all runners are stopped. A second one
     does not wait for work in flight.
@@ -41,7 +42,7 @@ def serve(settings: Settings) -> int:
     """
     daemon_logging.configure()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(settings))
+        return runner.run(_serve(settings, reread))
 
 
 class _Stop:
@@ -60,13 +61,13 @@ class _Stop:
             self.forced.set()
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     stop = _Stop()
-    with captured(stop.on_signal):
+    with captured(stop.on_signal), hangups() as hung_up:
         async with (
             listening(settings.server.listen) as sockets,
             Supervisor(settings) as sup,
-            _beside(_force(sup, stop), _notice_end(sup, stop)),
+            _beside(_force(sup, stop), _notice_end(sup, stop), reload_on_hangup(sup, reread, hung_up)),
             serving(create_app(sup), sockets, settings.server, last_bytes=_LAST_BYTES),
         ):
             _announce(settings, sockets)

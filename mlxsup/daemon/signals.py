@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as calls on the running loop, for a while."""
+"""Signals as calls on the running loop, for a while: SIGINT and SIGTERM to end, SIGHUP to reload."""
 
 from __future__ import annotations
 
@@ -36,3 +36,20 @@ def captured(on_signal: OnSignal) -> Iterator[None]:
             loop.remove_signal_handler(which)
             if before[which] is not None:  # None: somebody's C code, which Python cannot put back
                 signal.signal(which, before[which])
+
+
+@contextlib.contextmanager
+def hangups() -> Iterator[asyncio.Event]:
+    """Return an event that is set at each SIGHUP; one that is ignored, as under nohup, stays so. Only for the main thread."""
+    loop, heard = asyncio.get_running_loop(), asyncio.Event()
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN:
+        yield heard
+        return
+    loop.add_signal_handler(signal.SIGHUP, heard.set)
+    try:
+        yield heard
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        if before is not None:
+            signal.signal(signal.SIGHUP, before)

@@ -10,6 +10,7 @@ import abc
 import enum
 import re
 import signal
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import msgspec
@@ -112,8 +113,12 @@ class Engine(abc.ABC):
             LoadFailed: the model's path cannot be what this engine reads.
         """
 
-    def need(self, model: ModelSettings) -> Need:
+    def need(self, model: ModelSettings, learnt: Callable[[Weights], int | None] | None = None) -> Need:
         """Return the memory that the model's runner will take. Reads headers of files: called off the loop.
+
+        Args:
+            model: whose.
+            learnt: says what an earlier load of the same files took, if that is known.
 
         Raises:
             UnreadableModel: its files do not tell; the message names the one at fault.
@@ -125,7 +130,8 @@ class Engine(abc.ABC):
         except weights.UnreadableModel as error:
             error.message += f"; or say what it needs: models.{model.name}.memory"
             raise
-        return weights.need(found, working_set=self.working_set(model, found))
+        known = learnt(found) if learnt is not None else None
+        return weights.need(found, learnt=known, working_set=self.working_set(model, found))
 
     def weigh(self, model: ModelSettings) -> Weights:
         """Return what the headers of the model's files tell."""

@@ -1,11 +1,11 @@
-"""What this machine has: devices with their memory, what is free of it, and whether a need fits.
+"""What this machine has: devices with their memory, and what is free of it.
 
-`devices` looks at the machine (off the loop: it reads files and asks drivers); `fits` only compares.
+All of it looks at the machine: it reads files and asks drivers, off the loop.
 """
 
 from __future__ import annotations
 
-from mlxsup.host.device import MINIMUM, Device, Found, Kind, fits
+from mlxsup.host.device import MINIMUM, Device, Found, Kind
 from mlxsup.host.memory import devices, home, ram
 
-__all__ = ["MINIMUM", "Device", "Found", "Kind", "devices", "fits", "home", "ram"]
+__all__ = ["MINIMUM", "Device", "Found", "Kind", "devices", "home", "ram"]

@@ -171,6 +171,7 @@ class Worker:
         image = encode(picture, job.output, job.settings)
         self._check(job)
         ended = time.monotonic_ns()
+        self._note_memory()
         self._current = None  # whoever has read the last line must not find this runner busy with it
         job.deliver(
             CompletionChunk(

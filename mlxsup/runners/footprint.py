@@ -41,6 +41,10 @@ class Observer:
         self._trees = {pid: known.get(pid) or list(_tree(pid)) for pid in pids}
         return [self._sight(pid, tree) for pid, tree in self._trees.items()]
 
+    def members(self, pid: int) -> list[int]:
+        """Return the tree below a pid as it was at the last look."""
+        return self._trees.get(pid, [pid])
+
     @staticmethod
     def _sight(pid: int, tree: list[int]) -> Sight:
         resident, stopped = procfs.glance(pid)

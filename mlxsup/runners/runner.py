@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,10 +15,9 @@ import aiohttp
 import anyio
 import msgspec
 
-from mlxsup import host
 from mlxsup.config import ModelSettings
 from mlxsup.engines import Address, Engine, Launch
-from mlxsup.errors import BadAnswer, DoesNotFit, LoadFailed, MlxsupError, RunnerDied, Unloaded
+from mlxsup.errors import BadAnswer, LoadFailed, MlxsupError, RunnerDied, Unloaded
 from mlxsup.protocol import CompletionRequest
 from mlxsup.runners import environment
 from mlxsup.runners.addresses import AddressBook
@@ -98,10 +97,11 @@ class Runner:
         generation: int,
         *,
         load_timeout: float,
-        overhead: int,
         guard: Guard,
         addresses: AddressBook,
         notify: Callable[[Notice], None],
+        shares: Mapping[str, int] | None = None,
+        device_env: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.generation = generation
@@ -109,12 +109,15 @@ class Runner:
         self.started = time.monotonic()
         self.exit: ExitRecord | None = None
         self.pulse = Pulse()
-        self.estimated_memory = 0
-        self.memory = 0
-        self.peak_memory = 0
+        self.shares: Mapping[str, int] = shares or {}
+        """Bytes that were reserved for it, by device."""
+        self.used: Mapping[str, int] = {}
+        self.peak: dict[str, int] = {}
+        self.worked = False
+        """Whether it was ever leased: before that its memory tells little."""
+        self._device_env = device_env or {}
         self._engine = engine
         self._load_timeout = load_timeout
-        self._overhead = overhead
         self._guard = guard
         self._addresses = addresses
         self._notify = notify
@@ -153,12 +156,13 @@ class Runner:
         """The first and last lines of its error output."""
         return self._output.last_words()
 
-    def note_sight(self, sight: Sight) -> None:
-        """Take what the process looks like just now; one that is still stopped a moment later is ended."""
+    def note_sight(self, sight: Sight, used: Mapping[str, int]) -> None:
+        """Take what the process looks like just now and uses of each device; one still stopped a moment later is ended."""
         if self.pid < 0 or sight.resident == 0:
             return
-        self.memory = sight.resident
-        self.peak_memory = max(self.peak_memory, sight.resident)
+        self.used = used
+        for device, size in used.items():
+            self.peak[device] = max(size, self.peak.get(device, 0))
         if not sight.stopped:
             self._stopped_since = None
         elif self._stopped_since is None:
@@ -278,7 +282,6 @@ class Runner:
         await ending
 
     async def _load(self) -> None:
-        await race(asyncio.to_thread(self._admit), self._interrupted)
         why = ""
         for attempt in range(1, ADDRESS_TRIES + 1):
             self._readiness = None
@@ -304,19 +307,6 @@ class Runner:
             f"{self.model.name}: {why}, {ADDRESS_TRIES} times in a row",
             details={"model": self.model.name, "stage": "address", "last_words": self.last_words()},
         )
-
-    def _admit(self) -> None:
-        """Refuse what cannot run or fit here, before anything is spawned. Blocks: called off the loop."""
-        self._engine.check(self.model)
-        need = self._engine.need(self.model)
-        self.estimated_memory = need.total
-        device = host.home()
-        try:
-            host.fits(need.total, device.emptied(), self._overhead)
-        except DoesNotFit as error:
-            error.details |= {"permanent": True, "model": self.model.name}
-            raise
-        host.fits(need.total, device, self._overhead)
 
     async def _try_load(self) -> None:
         with self._addresses.place(self.model.name, self._engine.transport(self.model)) as place:
@@ -346,11 +336,12 @@ class Runner:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             for sight in await asyncio.to_thread(observer.look, [pid]):
-                self.note_sight(sight)
+                self.note_sight(sight, self.used)
 
     async def _spawn(self, launch: Launch) -> int | None:
         """Start the process; returns the reading end of its ready pipe, if it has one."""
         env = environment.build(self.model, launch) | {SUPERVISOR_PID: str(os.getpid())}
+        env = {**self._device_env, **env} if "CUDA_VISIBLE_DEVICES" in self.model.env else {**env, **self._device_env}
         await self._guard.ready()
         mark = self._guard.new_mark()
         reader, writer = os.pipe() if launch.wants_ready_fd else (None, None)

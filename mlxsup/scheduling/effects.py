@@ -8,11 +8,23 @@ from mlxsup.errors import MlxsupError
 from mlxsup.report import State
 
 
+class Weigh(msgspec.Struct, frozen=True):
+    """Find out what the model needs, and look at what is free; answered by Weighed or Unfit."""
+
+    model: str
+    attempt: int
+
+
+class Look(msgspec.Struct, frozen=True):
+    """Look at what is free and in use now; answered by Sampled."""
+
+
 class Spawn(msgspec.Struct, frozen=True):
-    """Start a runner for the model under this generation."""
+    """Start a runner for the model under this generation; it may use so many bytes of these devices."""
 
     model: str
     generation: int
+    shares: dict[str, int] = {}
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -53,8 +65,23 @@ class Changed(msgspec.Struct, frozen=True):
     reason: str
 
 
+class Noticed(msgspec.Struct, frozen=True):
+    """Something about a model that is worth a word, and no transition."""
+
+    model: str
+    state: State
+    generation: int
+    reason: str
+
+
+class Forget(msgspec.Struct, frozen=True):
+    """The model is not configured any more, and nothing of it runs."""
+
+    model: str
+
+
 class Closed(msgspec.Struct, frozen=True):
     """The shutdown is complete: nothing runs."""
 
 
-Effect = Spawn | Stop | Grant | Done | Reject | Changed | Closed
+Effect = Weigh | Look | Spawn | Stop | Grant | Done | Reject | Changed | Noticed | Forget | Closed

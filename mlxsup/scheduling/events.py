@@ -5,24 +5,34 @@ from __future__ import annotations
 import msgspec
 
 from mlxsup.errors import MlxsupError
+from mlxsup.scheduling.book import Limits, Policy
+from mlxsup.scheduling.ledger import Device
 
 
 class Acquire(msgspec.Struct, frozen=True):
-    """A caller wants to use the model; answered by Grant or Reject."""
+    """A caller wants to use the model; answered by Grant or Reject.
+
+    `keep_alive` is a wish for the time after it (seconds, negative for ever), which holds until the model is unloaded.
+    """
 
     ticket: int
     model: str
+    keep_alive: float | None = None
 
 
 class Load(msgspec.Struct, frozen=True):
-    """A caller wants the model to be ready; answered by Done or Reject."""
+    """A caller wants the model to be ready; answered by Done or Reject. `keep_alive` is as for Acquire."""
 
     ticket: int
     model: str
+    keep_alive: float | None = None
 
 
 class Unload(msgspec.Struct, frozen=True):
-    """A caller wants the model's process gone; answered by Done. `force` does not wait for work in flight."""
+    """A caller wants the model's process gone; answered by Done. `force` does not wait for work in flight.
+
+    A pinned model goes by force only: else it is answered by Reject.
+    """
 
     ticket: int
     model: str
@@ -43,6 +53,33 @@ class Release(msgspec.Struct, frozen=True):
     model: str
 
 
+class Weighed(msgspec.Struct, frozen=True):
+    """The model needs so many bytes; `seconds` is what its loads took in an earlier life, 0 where that is not known."""
+
+    model: str
+    attempt: int
+    need: int
+    seconds: float = 0.0
+
+
+class Unfit(msgspec.Struct, frozen=True):
+    """The model cannot be loaded, as a look at its files or at the machine showed."""
+
+    model: str
+    attempt: int
+    error: MlxsupError
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    """What is free of each device, and what each model's runner uses of them, looked at together.
+
+    `used` is by model, with the generation that was looked at.
+    """
+
+    free: dict[str, int]
+    used: dict[str, tuple[int, dict[str, int]]]
+
+
 class Ready(msgspec.Struct, frozen=True):
     """This generation of the model's runner can be used."""
 
@@ -59,11 +96,15 @@ class Failing(msgspec.Struct, frozen=True):
 
 
 class Gone(msgspec.Struct, frozen=True):
-    """This generation's process and all it left are gone; `error` says why if nobody asked for it."""
+    """This generation's process and all it left are gone; `error` says why if nobody asked for it.
+
+    `jitter`, 0 to 1, is luck for the time until the next try.
+    """
 
     model: str
     generation: int
     error: MlxsupError | None = None
+    jitter: float = 0.0
 
 
 class Stuck(msgspec.Struct, frozen=True):
@@ -72,6 +113,23 @@ class Stuck(msgspec.Struct, frozen=True):
     model: str
     generation: int
     pids: list[int]
+
+
+class Start(msgspec.Struct, frozen=True):
+    """The beginning: load what shall be loaded before it is asked for."""
+
+
+class Reconfigure(msgspec.Struct, frozen=True, kw_only=True):
+    """Other models, or the same ones otherwise; what is loaded goes on unless it is gone from them or in `restart`.
+
+    Those in `restart` end their work and are loaded anew when they are asked for.
+    """
+
+    policies: dict[str, Policy]
+    queue: int
+    limits: Limits
+    devices: tuple[Device, ...] = ()
+    restart: frozenset[str] = frozenset()
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -84,4 +142,21 @@ class Shutdown(msgspec.Struct, frozen=True):
     force: bool = False
 
 
-Event = Acquire | Load | Unload | Cancel | Release | Ready | Failing | Gone | Stuck | Tick | Shutdown
+Event = (
+    Acquire
+    | Load
+    | Unload
+    | Cancel
+    | Release
+    | Weighed
+    | Unfit
+    | Sampled
+    | Ready
+    | Failing
+    | Gone
+    | Stuck
+    | Start
+    | Reconfigure
+    | Tick
+    | Shutdown
+)

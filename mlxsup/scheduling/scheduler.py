@@ -6,313 +6,426 @@ by force or when its drain deadline passes.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping
+import copy
 from typing import assert_never
 
-import msgspec
-
-from mlxsup.errors import Backoff, MlxsupError, QueueFull, ShuttingDown, Unloaded
-from mlxsup.report import State
+from mlxsup.errors import Conflict, MlxsupError, ModelNotFound, QueueFull, ShuttingDown, Unloaded
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
+from mlxsup.scheduling import wording
+from mlxsup.scheduling.book import HEAD_START, Book, Limits, ModelView, Policy
+from mlxsup.scheduling.ledger import SLOTS
+from mlxsup.scheduling.moves import Moves
+
+__all__ = ["Limits", "ModelView", "Policy", "Scheduler"]
+
+RECONSIDER = 1.0
+"""Seconds after which it is looked again whether a model that could not be loaded at all can be now."""
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What the scheduler must know of one model. `keep_alive` is seconds, negative for ever; `queue` bounds its waiters."""
-
-    keep_alive: float
-    concurrency: int
-    queue: int
-    drain_timeout: float
-
-
-class ModelView(msgspec.Struct, frozen=True, kw_only=True):
-    """A model's scheduling state at one moment; times are monotonic, None for never."""
-
-    state: State
-    generation: int
-    leases: int
-    waiting: int
-    last_used: float | None
-    expires: float | None
-    exits: int
-    error: MlxsupError | None
-
-
-class _Model:
-    """The scheduler's book on one model."""
-
-    def __init__(self, name: str, policy: Policy) -> None:
-        self.name = name
-        self.policy = policy
-        self.state: State = "stopped"
-        self.generation = 0
-        self.waiting: deque[int] = deque()
-        self.loading: list[int] = []
-        self.unloading: list[int] = []
-        self.leases: set[int] = set()
-        self.last_used: float | None = None
-        self.expires: float | None = None
-        self.drain_until: float | None = None
-        self.exits = 0
-        self.error: MlxsupError | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether a process exists or is being made."""
-        return self.state in ("starting", "ready", "draining", "stopping", "stuck")
-
-
-class Scheduler:
+class Scheduler(Moves):
     """Decides for all models; does nothing itself."""
-
-    def __init__(self, policies: Mapping[str, Policy], queue: int) -> None:
-        self._models = {name: _Model(name, policy) for name, policy in policies.items()}
-        self._queue = queue
-        self._out: list[fx.Effect] = []
-        self._now = 0.0
-        self.closing = False
-        self._closed = False
 
     def handle(self, event: ev.Event, now: float) -> list[fx.Effect]:
         """Take one event and return what is to be done about it, in order."""
         self._out = []
         self._now = now
-        match event:
-            case ev.Acquire():
-                self._acquire(self._models[event.model], event.ticket)
-            case ev.Load():
-                self._load(self._models[event.model], event.ticket)
-            case ev.Unload():
-                self._unload(self._models[event.model], event.ticket, force=event.force)
-            case ev.Cancel():
-                self._cancel(self._models[event.model], event.ticket)
-            case ev.Release():
-                self._release(self._models[event.model], event.ticket)
-            case ev.Ready():
-                self._ready(self._models[event.model], event.generation)
-            case ev.Failing():
-                self._failing(self._models[event.model], event)
-            case ev.Gone():
-                self._gone(self._models[event.model], event)
-            case ev.Stuck():
-                self._stuck(self._models[event.model], event)
-            case ev.Tick():
-                self._tick()
-            case ev.Shutdown():
-                self._shutdown(force=event.force)
-            case _:
-                assert_never(event)
+        if isinstance(event, ev.Tick):
+            self._tick()
+        elif isinstance(event, ev.Shutdown):
+            self._shutdown(force=event.force)
+        elif isinstance(event, ev.Sampled):
+            self._sampled(event)
+        elif isinstance(event, ev.Start):
+            self._start()
+        elif isinstance(event, ev.Reconfigure):
+            self._reconfigure(event)
+        elif (book := self._books.get(event.model)) is not None:
+            self._handle_one(book, event)
+        elif isinstance(event, ev.Acquire | ev.Load):
+            self._out.append(fx.Reject(event.ticket, ModelNotFound(f"no model is named {event.model!r}")))
+        elif isinstance(event, ev.Unload):
+            self._out.append(fx.Done(event.ticket))
+        while self._reconsider:
+            self._admit()
         self._close_if_empty()
         return self._out
 
+    def _handle_one(
+        self,
+        book: Book,
+        event: ev.Acquire
+        | ev.Load
+        | ev.Unload
+        | ev.Cancel
+        | ev.Release
+        | ev.Weighed
+        | ev.Unfit
+        | ev.Ready
+        | ev.Failing
+        | ev.Gone
+        | ev.Stuck,
+    ) -> None:
+        match event:
+            case ev.Acquire():
+                self._acquire(book, event)
+            case ev.Release():
+                self._release(book, event.ticket)
+            case ev.Load():
+                self._load(book, event)
+            case ev.Unload():
+                self._unload(book, event.ticket, force=event.force)
+            case ev.Cancel():
+                self._cancel(book, event.ticket)
+            case ev.Weighed():
+                self._weighed(book, event)
+            case ev.Unfit():
+                if book.claim is not None and event.attempt == book.attempt:
+                    self._refuse(book, event.error)
+            case ev.Ready():
+                self._ready(book, event.generation)
+            case ev.Failing():
+                self._failing(book, event)
+            case ev.Gone():
+                self._gone(book, event)
+            case ev.Stuck():
+                self._stuck(book, event)
+            case _:
+                assert_never(event)
+
     def wake_at(self) -> float | None:
         """Return when a Tick is due next, None for never."""
-        times = [at for model in self._models.values() for at in (model.expires, model.drain_until) if at is not None]
-        return min(times, default=None)
+        return self._timers.next_at()
+
+    # Looking on
+
+    @property
+    def models(self) -> list[str]:
+        """The models there are, those that are on their way out of the configuration included."""
+        return list(self._books)
+
+    @property
+    def idle(self) -> list[str]:
+        """The models that are loaded and unused, in the order in which they would go."""
+        return list(self._idle)
+
+    @property
+    def hungry(self) -> bool:
+        """Whether somebody waits for memory."""
+        return bool(self._claims)
 
     def view(self, name: str) -> ModelView:
         """Return one model's state."""
-        model = self._models[name]
-        return ModelView(
-            state=model.state,
-            generation=model.generation,
-            leases=len(model.leases),
-            waiting=len(model.waiting) + len(model.loading),
-            last_used=model.last_used,
-            expires=model.expires,
-            exits=model.exits,
-            error=model.error,
-        )
+        shares = self.ledger.counted(name)
+        shares.pop(SLOTS, None)
+        return self._books[name].view(shares)
+
+    def explain(self, name: str, now: float, need: int | None = None) -> str:
+        """Say what would happen if the model were asked for now, and why; changes nothing.
+
+        `need` is bytes, if it was weighed just now; else what it was found to need the last time.
+        """
+        book = copy.copy(self._books[name])
+        if need is not None:
+            book.need = need
+        if book.live or self.closing or book.breaker.retry_at > now or self._fault(book) is not None:
+            return wording.standing(book, now, closing=self.closing)
+        plan = self._admission.plan(book, now, {})
+        return wording.prospect(book, plan, self.ledger, [self._sums(victim) for victim in plan.victims])
 
     # Callers
 
-    def _acquire(self, model: _Model, ticket: int) -> None:
-        if self._refuse_new(model, ticket):
+    def _acquire(self, book: Book, event: ev.Acquire) -> None:
+        if self._refuse_new(book, event.ticket):
             return
-        if model.state == "ready" and not model.waiting and len(model.leases) < model.policy.concurrency:
-            self._grant(model, ticket)
+        if event.keep_alive is not None:
+            book.wished[event.ticket] = event.keep_alive
+        if book.state == "ready" and not book.waiting and len(book.leases) < book.policy.concurrency:
+            self._grant(book, event.ticket)
             return
-        waiting = sum(len(other.waiting) for other in self._models.values())
-        if waiting >= self._queue or len(model.waiting) >= model.policy.queue:
-            full = (waiting, "all models together") if waiting >= self._queue else (len(model.waiting), model.name)
+        if self._waiting >= self._queue or len(book.waiting) >= book.policy.queue:
+            full = (
+                (self._waiting, "all models together")
+                if self._waiting >= self._queue
+                else (len(book.waiting), book.name)
+            )
+            book.wished.pop(event.ticket, None)
             error = QueueFull("{} requests wait already, as many as may for {}".format(*full))
+            self._out.append(fx.Reject(event.ticket, error))
+            return
+        book.waiting[event.ticket] = self._now
+        self._waiting += 1
+        self._want(book, "asked for")
+
+    def _load(self, book: Book, event: ev.Load) -> None:
+        """Load it: a wish of its own, so what was beyond help is tried once more."""
+        book.refused_at = None
+        if self._refuse_new(book, event.ticket):
+            return
+        if book.state == "ready":
+            if event.keep_alive is not None:
+                book.asked_keep_alive = event.keep_alive
+            self._rest(book)
+            self._out.append(fx.Done(event.ticket))
+            return
+        if event.keep_alive is not None:
+            book.wished[event.ticket] = event.keep_alive
+        book.loading[event.ticket] = self._now
+        self._want(book, "load asked for")
+
+    def _unload(self, book: Book, ticket: int, *, force: bool) -> None:
+        """Put the model out. What waited for it before is called off; what comes later loads it again."""
+        if book.policy.pinned and book.live and not force:
+            error = Conflict(f"{book.name} is pinned; unload it by force", details={"model": book.name})
             self._out.append(fx.Reject(ticket, error))
             return
-        model.waiting.append(ticket)
-        self._want(model, "asked for")
-
-    def _load(self, model: _Model, ticket: int) -> None:
-        if self._refuse_new(model, ticket):
+        self._reject_waiting(book, Unloaded(f"{book.name} was unloaded", details={"model": book.name}))
+        self._returning.pop(book.name, None)
+        self._drop_claim(book)
+        book.asked_keep_alive = book.refused_at = None
+        book.breaker.forget()  # whoever asks for it next means a new beginning
+        if book.live:
+            book.unloading.append(ticket)
+            self._put_out(book, "unload asked for", force=force)
             return
-        if model.state == "ready":
-            self._arm_keep_alive(model)
-            self._out.append(fx.Done(ticket))
-            return
-        model.loading.append(ticket)
-        self._want(model, "load asked for")
+        if book.state == "backoff":
+            self._change(book, "stopped", "unload asked for")
+        self._out.append(fx.Done(ticket))
 
-    def _unload(self, model: _Model, ticket: int, *, force: bool) -> None:
-        """Put the model out. What waited for it before is called off; what comes later loads it again."""
-        if not model.live:
-            self._out.append(fx.Done(ticket))
-            return
-        model.unloading.append(ticket)
-        called_off = Unloaded(f"{model.name} was unloaded", details={"model": model.name})
-        self._reject_waiting(model, called_off)
-        self._put_out(model, "unload asked for", force=force)
+    def _cancel(self, book: Book, ticket: int) -> None:
+        if ticket in book.leases:
+            self._release(book, ticket)
+        if book.waiting.pop(ticket, None) is not None:
+            self._waiting -= 1
+        book.loading.pop(ticket, None)
+        book.wished.pop(ticket, None)
+        if ticket in book.unloading:
+            book.unloading.remove(ticket)
+        self._drop_if_unwanted(book)
 
-    def _cancel(self, model: _Model, ticket: int) -> None:
-        if ticket in model.leases:
-            self._release(model, ticket)
-        for line in (model.waiting, model.loading, model.unloading):
-            if ticket in line:
-                line.remove(ticket)
-
-    def _release(self, model: _Model, ticket: int) -> None:
-        if ticket not in model.leases:
+    def _release(self, book: Book, ticket: int) -> None:
+        if ticket not in book.leases:
             return
-        model.leases.discard(ticket)
-        model.last_used = self._now
-        if model.state == "ready":
-            self._serve_waiting(model)
-        elif model.state == "draining" and not model.leases:
-            self._stop(model, "drained")
+        book.leases.discard(ticket)
+        book.last_used = self._now
+        if book.state == "ready":
+            self._serve_waiting(book)
+        elif book.state == "draining" and not book.leases:
+            self._stop(book, "drained" if not book.for_others else book.reason)
 
     # Runners
 
-    def _ready(self, model: _Model, generation: int) -> None:
-        if generation != model.generation or model.state != "starting":
-            return
-        model.error = None
-        self._change(model, "ready", "loaded")
-        model.last_used = self._now
-        self._out.extend(fx.Done(ticket) for ticket in model.loading)
-        model.loading.clear()
-        self._serve_waiting(model)
+    def _weighed(self, book: Book, event: ev.Weighed) -> None:
+        if book.claim is not None and event.attempt == book.attempt:
+            book.need = event.need
+            book.seconds = book.seconds or event.seconds
+            book.claim.weighed = self._reconsider = True
 
-    def _failing(self, model: _Model, event: ev.Failing) -> None:
+    def _ready(self, book: Book, generation: int) -> None:
+        if generation != book.generation or book.state != "starting":
+            return
+        book.error = None
+        book.breaker.ready(self._now)
+        book.learn(self._now - book.spawned_at)
+        book.ready_at = book.last_used = self._now
+        self._change(book, "ready", "loaded")
+        for ticket in book.loading:
+            book.asked_keep_alive = book.wished.pop(ticket, book.asked_keep_alive)
+            self._out.append(fx.Done(ticket))
+        book.loading.clear()
+        self._serve_waiting(book)
+        self._reconsider = self._reconsider or bool(self._claims)  # in use or not, from now on its time runs
+
+    def _failing(self, book: Book, event: ev.Failing) -> None:
         """Tell those who waited for the load at once; those who wait behind a crash get another generation."""
-        if event.generation != model.generation or model.state not in ("starting", "ready", "draining"):
+        if event.generation != book.generation or book.state not in ("starting", "ready", "draining"):
             return
-        model.error = event.error
-        model.expires = model.drain_until = None
-        if model.state == "starting":
-            self._reject_waiting(model, event.error)
-        self._change(model, "stopping", event.error.message)
+        book.error = event.error
+        self._disarm(book)
+        if book.state == "starting":
+            self._reject_waiting(book, event.error)
+        self._change(book, "stopping", event.error.message)
 
-    def _gone(self, model: _Model, event: ev.Gone) -> None:
-        if event.generation != model.generation or not model.live:
+    def _gone(self, book: Book, event: ev.Gone) -> None:
+        if event.generation != book.generation or not book.live:
             return
-        model.exits += 1
-        model.expires = model.drain_until = None
-        model.leases.clear()  # their callers learn it from their streams; a late release finds nothing
-        self._out.extend(fx.Done(ticket) for ticket in model.unloading)
-        model.unloading.clear()
+        book.exits += 1
+        self._disarm(book)
+        book.leases.clear()  # their callers learn it from their streams; a late release finds nothing
+        book.asked_keep_alive = None
+        self._out.extend(fx.Done(ticket) for ticket in book.unloading)
+        asked_to_go = bool(book.unloading)
+        book.unloading.clear()
+        self.ledger.release(book.name, self._now + self._limits.settle)
         if event.error is None:
-            self._change(model, "stopped", "gone")
+            self._change(book, "stopped", "gone")
         else:
-            model.error = event.error
-            if model.state == "starting":
-                self._reject_waiting(model, event.error)
-            self._change(model, "failed", event.error.message)
-        if (model.waiting or model.loading) and not self.closing:
-            self._want(model, "asked for while it went")
+            self._failed(book, event.error, event.jitter)
+        if not self.closing:
+            self._after(book, crashed=event.error is not None and not asked_to_go)
+        self._look_for_memory()
+        self._reconsider = True
 
-    def _stuck(self, model: _Model, event: ev.Stuck) -> None:
-        if event.generation != model.generation or not model.live:
+    def _failed(self, book: Book, error: MlxsupError, jitter: float) -> None:
+        book.error = error
+        if error.details.get("permanent"):
+            book.refused_at = float("inf")  # a look would not show whether it is mended
+        else:
+            book.breaker.failed(self._now, jitter)
+        if book.state == "starting":
+            self._reject_waiting(book, error)
+        self._change(book, "failed", error.message)
+
+    def _after(self, book: Book, *, crashed: bool) -> None:
+        """Say what comes after the end of a process."""
+        if book.removed:
+            self._forget(book)
+        elif book.waiting or book.loading:
+            self._want(book, "asked for while it went")
+        elif crashed and book.policy.pinned and book.refused_at is None:
+            self._want(book, "pinned, and crashed")
+        elif book.for_others and book.policy.comes_back:
+            self._returning[book.name] = None
+        book.for_others = False
+
+    def _stuck(self, book: Book, event: ev.Stuck) -> None:
+        if event.generation != book.generation or not book.live:
             return
-        pids = ", ".join(map(str, event.pids))
-        reason = f"SIGKILL was sent to {pids}, and it is still there"
-        model.error = Backoff(
-            f"{model.name} cannot be started again yet: {reason}",
-            retry_after=5.0,
-            details={"model": model.name, "pids": list(event.pids)},
-        )
-        model.expires = model.drain_until = None
-        if model.state != "stuck":
-            self._change(model, "stuck", reason)
-        self._reject_waiting(model, model.error)
+        book.error = wording.stuck(book.name, event.pids)
+        self._disarm(book)
+        if book.state != "stuck":
+            self._change(book, "stuck", book.error.details["reason"])
+        self._reject_waiting(book, book.error)
+        self._reconsider = True
 
-    # Time and the end
+    def _sampled(self, event: ev.Sampled) -> None:
+        """Take note of what is free and used; where a device is overdrawn, idle models go."""
+        self.ledger.settle(self._now)
+        self.ledger.see(event.free)
+        for name, (generation, used) in event.used.items():
+            book = self._books.get(name)
+            if book is None or not book.live or book.generation != generation:
+                continue
+            if self.ledger.measure(name, used):
+                self._notice(book, wording.outgrown(self.ledger.holdings[name]))
+        for account in self.ledger.accounts.values():
+            if not account.shortage:
+                account.low = False
+                continue
+            for name in self._admission.pressed(account):
+                self._evict(self._books[name], wording.pressure(account, self._sums(name)))
+            if account.shortage and not account.low:
+                account.low = True
+                self._out.append(fx.Noticed("", "ready", 0, wording.low(account)))
+        self._reconsider = bool(self._claims or self._returning)
+
+    # Time, the beginning and the end
 
     def _tick(self) -> None:
-        for model in self._models.values():
-            if model.drain_until is not None and model.drain_until <= self._now:
-                self._stop(model, "its drain deadline passed")
-            elif model.expires is not None and model.expires <= self._now:
-                self._put_out(model, f"idle for {model.policy.keep_alive:g} s", force=False)
+        while (due := self._timers.take_due(self._now)) is not None:
+            kind, name = due
+            if kind == "look":
+                self._look_for_memory()
+                self._reconsider = True
+                continue
+            book = self._books.get(name)
+            if kind == "residency":
+                self._reconsider = True
+            elif book is None:
+                continue
+            elif kind == "expires":
+                self._put_out(book, f"idle for {book.keep_alive:g} s", force=False)
+            elif kind == "drain":
+                self._stop(book, "its drain deadline passed")
+            elif kind == "patience" and book.claim is not None:
+                book.claim.impatient = self._reconsider = True
+            elif kind == "retry" and book.state == "backoff":
+                wished = book.waiting or book.loading or book.policy.pinned
+                self._want(book, "tried again after a failure", gentle=not wished)
+
+    def _start(self) -> None:
+        """Ask for what shall be there from the start, the first in rank first; nobody goes for it."""
+        wanted = [book for book in self._books.values() if book.policy.preload and not book.live]
+        for book in sorted(wanted, key=lambda book: -HEAD_START[book.policy.priority]):
+            self._want(book, "preloaded", gentle=True)
+
+    def _reconfigure(self, event: ev.Reconfigure) -> None:
+        self._queue, self._limits = event.queue, event.limits
+        self.ledger.refit(event.devices, event.limits.max_loaded)
+        for name, policy in event.policies.items():
+            book = self._books.get(name)
+            if book is None:
+                self._books[name] = Book(name, policy, event.limits.backoff)
+                continue
+            book.policy, book.removed, book.refused_at = policy, False, None
+            self.ledger.pin(name, pinned=policy.pinned)
+            if name in event.restart:
+                book.breaker.forget()
+                self._put_out(book, "its configuration has changed", force=False)
+            elif book.state == "ready":
+                self._serve_waiting(book)
+            if book.claim is not None:
+                self._drop_claim(book)
+                self._want(book, "asked for", gentle=not (book.waiting or book.loading))
+        for book in [book for name, book in self._books.items() if name not in event.policies]:
+            self._remove(book)
+        self._make_admission()
+        self._reconsider = True
+
+    def _remove(self, book: Book) -> None:
+        book.removed = True
+        gone = ModelNotFound(f"{book.name} is not configured any more", details={"model": book.name})
+        self._reject_waiting(book, gone)
+        self._drop_claim(book)
+        if book.live:
+            self._put_out(book, "it is not configured any more", force=False)
+        else:
+            self._forget(book)
+
+    def _forget(self, book: Book) -> None:
+        self._out.extend(fx.Done(ticket) for ticket in book.unloading)
+        self._returning.pop(book.name, None)
+        self._timers.set("retry", book.name, None)
+        self.order.forget(book.name)
+        del self._books[book.name]
+        self._out.append(fx.Forget(book.name))
 
     def _shutdown(self, *, force: bool) -> None:
         self.closing = True
+        self._returning.clear()
         error = ShuttingDown("mlxsup is shutting down")
-        for model in self._models.values():
-            self._reject_waiting(model, error)
-            if model.live:
-                self._put_out(model, "shutting down", force=force)
+        for book in self._books.values():
+            self._reject_waiting(book, error)
+            self._drop_claim(book)
+            if book.live:
+                self._put_out(book, "shutting down", force=force)
+            elif book.state == "backoff":
+                self._change(book, "failed", "shutting down")
 
     def _close_if_empty(self) -> None:
-        if self.closing and not self._closed and not any(model.live for model in self._models.values()):
+        if self.closing and not self._closed and not self._live:
             self._closed = True
             self._out.append(fx.Closed())
 
-    # Steps
+    # What stands against a model
 
-    def _refuse_new(self, model: _Model, ticket: int) -> bool:
-        error: MlxsupError | None = None
-        if self.closing:
-            error = ShuttingDown("mlxsup is shutting down")
-        elif model.state == "stuck" and model.error is not None:
-            error = model.error.again()
+    def _refuse_new(self, book: Book, ticket: int) -> bool:
+        error = ShuttingDown("mlxsup is shutting down") if self.closing else self._fault(book)
         if error is not None:
             self._out.append(fx.Reject(ticket, error))
         return error is not None
 
-    def _want(self, model: _Model, reason: str) -> None:
-        """See to it that the model will be ready: spawn it, unless it is on its way up, or on its way down first."""
-        if not model.live:
-            model.generation += 1
-            self._change(model, "starting", reason)
-            self._out.append(fx.Spawn(model.name, model.generation))
-
-    def _serve_waiting(self, model: _Model) -> None:
-        while model.waiting and len(model.leases) < model.policy.concurrency:
-            self._grant(model, model.waiting.popleft())
-        self._arm_keep_alive(model)
-
-    def _grant(self, model: _Model, ticket: int) -> None:
-        model.leases.add(ticket)
-        model.last_used = self._now
-        model.expires = None
-        self._out.append(fx.Grant(ticket, model.name, model.generation))
-
-    def _arm_keep_alive(self, model: _Model) -> None:
-        idle = not model.leases and model.policy.keep_alive >= 0
-        model.expires = self._now + model.policy.keep_alive if idle else None
-        if idle and model.policy.keep_alive == 0:
-            self._put_out(model, "not kept alive", force=False)
-
-    def _put_out(self, model: _Model, reason: str, *, force: bool) -> None:
-        """Stop the model now if nobody uses it or by force, else let the work in flight end first."""
-        if model.state == "starting" or (model.state in ("ready", "draining") and (force or not model.leases)):
-            self._stop(model, reason)
-        elif model.state == "ready":
-            model.expires = None
-            model.drain_until = self._now + model.policy.drain_timeout
-            self._change(model, "draining", reason)
-
-    def _stop(self, model: _Model, reason: str) -> None:
-        model.expires = model.drain_until = None
-        self._change(model, "stopping", reason)
-        self._out.append(fx.Stop(model.name, model.generation))
-
-    def _reject_waiting(self, model: _Model, error: MlxsupError) -> None:
-        tickets: Iterable[int] = (*model.waiting, *model.loading)
-        self._out.extend(fx.Reject(ticket, error.again()) for ticket in tickets)
-        model.waiting.clear()
-        model.loading.clear()
-
-    def _change(self, model: _Model, state: State, reason: str) -> None:
-        self._out.append(fx.Changed(model.name, model.state, state, model.generation, reason))
-        model.state = state
+    def _fault(self, book: Book) -> MlxsupError | None:
+        """Return why a model cannot even be waited for now."""
+        if book.removed:
+            return ModelNotFound(f"{book.name} is not configured any more", details={"model": book.name})
+        if book.state == "stuck" and book.error is not None:
+            return book.error.again()
+        if book.state in ("ready", "draining", "stopping") or book.error is None:
+            return None
+        if book.refused_at is not None and not book.live:
+            return None if self._now - book.refused_at >= RECONSIDER else book.error.again()
+        trying = book.state == "starting" or book.claim is not None
+        if book.breaker.open and (trying or self._now < book.breaker.retry_at):
+            return wording.broken(book, self._now)
+        return None

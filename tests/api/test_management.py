@@ -66,6 +66,20 @@ async def test_a_failed_model_is_listed_with_its_exit_code() -> None:
         assert (found["value"], found["failed"], found["exit_code"]) == ("unloaded", True, 7)
 
 
+async def test_what_would_happen_and_what_devices_have() -> None:
+    async with serving({"m": fake_runner(aliases=["other"])}) as api:
+        _, answer = await api.get("/explain?model=other")
+        assert answer["explanation"].startswith("loaded at once: m needs 64.0 MiB on ")
+        assert (await api.get("/explain?model=nobody"))[0] == 404
+        await api.sup.load("m")
+        _, answer = await api.get("/explain?model=m")
+        assert answer["explanation"] == "granted at once: it is ready"
+        _, answer = await api.get("/runners")
+        (device,) = answer["devices"]
+        assert device["total"] > device["available"] > 0
+        assert device["reserved"] >= 64 << 20
+
+
 async def test_unload_is_answered_when_the_process_is_gone() -> None:
     async with serving({"m": fake_runner()}) as api:
         await api.post("/models/load", {"model": "m"})

@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import exits, flood, idle, passage, readiness, relay, sentinel, spawn
+from tests.bench import deciding, exits, flood, idle, passage, readiness, relay, sentinel, spawn
 
 BENCHES: dict[str, Callable[[int], Awaitable[Table]]] = {
     "readiness": readiness.measure,
@@ -26,6 +26,8 @@ BENCHES: dict[str, Callable[[int], Awaitable[Table]]] = {
     "flood": flood.measure,
     "relay": relay.measure,
     "passage": passage.measure,
+    "decision": deciding.cost,
+    "orders": deciding.orders,
 }
 REPEATS = 12
 LONG_REPEATS = 60

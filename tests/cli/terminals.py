@@ -190,7 +190,7 @@ class Terminal:
         with anyio.fail_after(LIMIT):
             async with self._more:
                 await self._more.wait_for(lambda: self._ended)
-        text = self.written.decode()
+        text = self.written.decode(errors="replace")  # what is echoed may fall into the middle of a character
         self._screen.feed(text)
         report: dict[str, Any] = json.loads(self._report.read_text())
         return Ended(**report, written=text, screen=self._screen)

@@ -33,6 +33,7 @@ async def test_a_model_is_loaded_listed_and_stopped(tmp_path: Path) -> None:
         assert "no weights" in second
         code, out, _ = await command("ps", "--json", *at, cwd=tmp_path)
         assert json.loads(out)["runners"][0]["pid"] == pid
+        assert await command("explain", "m", *at, cwd=tmp_path) == (0, "granted at once: it is ready\n", [])
         assert await command("stop", "m", *at, cwd=tmp_path) == (0, "", [])
         assert not alive(pid)
         assert await command("stop", "m", "--force", *at, cwd=tmp_path) == (0, "", [])

@@ -43,7 +43,7 @@ def test_the_daemon_ends_and_raises_what_crashed(tmp_path: Path, monkeypatch: py
     client.start()
     settings = parse({"server": {"listen": [f"unix:{path}"]}, "models": {"m": fake_runner()}}, KEYS)
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - alone or in a group, either will do
-        serve(settings)
+        serve(settings, lambda: settings)
     client.join(10)
     assert answers == [503]
     raised = caught.value

@@ -80,7 +80,7 @@ async def test_without_descriptors_it_says_so_and_works_again_when_there_are_som
             async with daemon.http.post("/models/load", json={"model": "n"}) as answer:
                 error = (await answer.json())["error"]
                 assert (answer.status, error["code"]) == (500, "load_failed")
-                assert "Too many open files" in error["message"]
+                assert "no descriptors left" in error["message"]
             assert not waiting.done()
             assert await daemon.pid_of("m") > 0
             resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)

@@ -98,7 +98,6 @@ async def stage(
             ENGINES["command"],
             1,
             load_timeout=load_timeout,
-            overhead=0,
             guard=guard,
             addresses=book or AddressBook(guard.folder),
             notify=notify,
@@ -167,7 +166,7 @@ class TestSight:
         async with stage() as it:
             await it.tells(RunnerReady)
             for sight in (stopped, stopped, Sight(1 << 20, stopped=False), stopped):
-                it.runner.note_sight(sight)
+                it.runner.note_sight(sight, {})
             assert (await read_all(await it.runner.completion(CompletionRequest(prompt="p"))))[-1].done
             assert [type(notice) for notice in it.told] == [RunnerReady]
 
@@ -176,7 +175,7 @@ class TestSight:
         async with stage() as it:
             await it.tells(RunnerReady)
             for _ in range(2):
-                it.runner.note_sight(Sight(1 << 20, stopped=True))
+                it.runner.note_sight(Sight(1 << 20, stopped=True), {})
             failing = await it.tells(RunnerFailing)
         assert isinstance(failing.error, RunnerDied)
 

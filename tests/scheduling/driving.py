@@ -10,9 +10,17 @@ from mlxsup.errors import LoadFailed, MlxsupError
 from mlxsup.report import State
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
-from mlxsup.scheduling.scheduler import ModelView, Policy, Scheduler
+from mlxsup.scheduling.backoff import Backoff
+from mlxsup.scheduling.ledger import Device
+from mlxsup.scheduling.scheduler import Limits, ModelView, Policy, Scheduler
 
 E = TypeVar("E", bound=fx.Effect)
+
+GIB = 1 << 30
+UNLIMITED = Limits()
+
+AT_ONCE = Limits(backoff=Backoff(first=0.0, failures=1000))
+"""What failed may be tried again at once, and there is memory for everything."""
 
 
 def policy(*, keep_alive: float = 60, concurrency: int = 1, queue: int = 100, drain_timeout: float = 30) -> Policy:
@@ -23,7 +31,7 @@ class Driver:
     """Tells a scheduler what happens and returns what it decides; `now` moves only when a test moves it."""
 
     def __init__(self, queue: int = 100, **policies: Policy) -> None:
-        self.scheduler = Scheduler(policies or {"m": policy()}, queue)
+        self.scheduler = Scheduler(policies or {"m": policy()}, queue, AT_ONCE)
         self.now = 1000.0
         self._tickets = itertools.count(1)
 
@@ -95,6 +103,26 @@ class Driver:
         self.ready(model)
         assert self.view(model).leases >= 1
         return ticket
+
+
+def model(gib: float = 1, **keys: object) -> Policy:
+    common = {"keep_alive": 600.0, "concurrency": 1, "queue": 100, "drain_timeout": 30.0, "devices": ("cpu",)}
+    return Policy(**{**common, "memory": int(gib * GIB), **keys})  # type: ignore[arg-type]
+
+
+class Short(Driver):
+    """A driver with a device of so many GiB."""
+
+    def __init__(
+        self, gib: float = 3, limits: Limits = UNLIMITED, devices: tuple[Device, ...] = (), **policies: Policy
+    ) -> None:
+        super().__init__()
+        devices = devices or (Device(name="cpu", total=int(gib * GIB)),)
+        self.scheduler = Scheduler(policies, 100, limits, devices)
+
+    def sampled(self, free: float, **used: float) -> list[fx.Effect]:
+        looks = {name: (self.view(name).generation, {"cpu": int(size * GIB)}) for name, size in used.items()}
+        return self.tell(ev.Sampled({"cpu": int(free * GIB)}, looks))
 
 
 def only(found: Iterable[fx.Effect], kind: type[E]) -> list[E]:

@@ -19,7 +19,7 @@ from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling.scheduler import Policy, Scheduler
 
-from .driving import policy
+from .driving import AT_ONCE, policy
 
 POLICIES: dict[str, Policy] = {
     "plain": policy(keep_alive=5, concurrency=1, queue=3, drain_timeout=10),
@@ -89,7 +89,7 @@ class World:
 class Life(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(POLICIES, QUEUE)
+        self.scheduler = Scheduler(POLICIES, QUEUE, AT_ONCE)
         self.world = World()
         self.now = 1000.0
         self.closing = False

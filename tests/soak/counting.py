@@ -109,7 +109,7 @@ def _tables(sup: Supervisor) -> dict[str, int]:
     registry = running.registry
     found: Counter[str] = Counter()
     parts: list[object] = [registry, registry._scheduler, registry._guard, registry._addresses]
-    parts += registry._scheduler._models.values()
+    parts += registry._scheduler._books.values()
     for part in parts:
         for name, value in vars(part).items():
             if hasattr(value, "__len__") and not isinstance(value, str | msgspec.Struct):

@@ -30,6 +30,7 @@ from mlxsup import Supervisor
 from mlxsup.api import create_app
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
+from mlxsup.records import LEARNT_FILE
 from tests.soak.counting import Look, look
 from tests.soak.lives import LIVES, House, models
 
@@ -130,7 +131,8 @@ def main() -> None:
         Path(folder, "xdg").mkdir(mode=0o700)
         loop = uvloop if options.loop == "uvloop" else asyncio
         looks = loop.run(run(options.cycles, trace=options.trace))
-        left = sorted(str(path.relative_to(folder)) for path in Path(folder, "xdg").rglob("*/*"))
+        found = Path(folder, "xdg").rglob("*/*")
+        left = sorted(str(path.relative_to(folder)) for path in found if path.name != LEARNT_FILE)
     if left:
         sys.exit(f"left in the temporary folder: {', '.join(left)}")
     sys.stdout.write(msgspec.json.encode(looks).decode())

@@ -1,0 +1,323 @@
+"""What can be done with a model, step by step: claim, admit, grant, let rest, put out, refuse. When, is the scheduler's to say."""
+
+from __future__ import annotations
+
+import bisect
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from mlxsup.errors import MlxsupError
+from mlxsup.report import State
+from mlxsup.scheduling import effects as fx
+from mlxsup.scheduling import wording
+from mlxsup.scheduling.admission import Admission, Plan
+from mlxsup.scheduling.book import HEAD_START, Book, Claim, Limits, Policy
+from mlxsup.scheduling.credit import Credit
+from mlxsup.scheduling.eviction import Idle, Order
+from mlxsup.scheduling.ledger import SLOTS, Device, Ledger
+from mlxsup.scheduling.timers import Timers
+
+DEFAULTS = Limits()
+
+
+class Moves:
+    """All that is known, and the steps that change it; each keeps books, ledger, idle models and timers in line."""
+
+    def __init__(
+        self,
+        policies: Mapping[str, Policy],
+        queue: int,
+        limits: Limits = DEFAULTS,
+        devices: Iterable[Device] = (),
+        order: Order | None = None,
+    ) -> None:
+        self._books = {name: Book(name, policy, limits.backoff) for name, policy in policies.items()}
+        self._queue = queue
+        self._limits = limits
+        self.ledger = Ledger(devices, limits.max_loaded)
+        self.order: Order = Credit() if order is None else order
+        self._idle = Idle()
+        self._claims: list[tuple[bool, float, str]] = []
+        self._returning: dict[str, None] = {}
+        self._timers = Timers()
+        self._waiting = 0
+        self._live = 0
+        self._out: list[fx.Effect] = []
+        self._now = 0.0
+        self._reconsider = False
+        self._epoch = 0
+        self.closing = False
+        self._closed = False
+        self._make_admission()
+
+    def _make_admission(self) -> None:
+        self.order.resize(self.ledger.capacity)
+        self._admission = Admission(self._books, self.ledger, self._idle, self.order, self._limits)
+
+    def copy(self) -> Self:
+        """Return one that goes its own way from here, for tests and for looking ahead."""
+        made: Self = pickle.loads(pickle.dumps(self, pickle.HIGHEST_PROTOCOL))  # noqa: S301 - a tenth of deepcopy's time
+        return made
+
+    # Claims
+
+    def _want(self, book: Book, reason: str, *, gentle: bool = False) -> None:
+        """See to it that the model will be ready, unless it is on its way up, or on its way down first."""
+        if book.live or self.closing:
+            return
+        if book.claim is not None:
+            if book.claim.gentle and not gentle:
+                self._drop_claim(book)  # now somebody waits for it: it has another rank, and may cost
+            else:
+                return
+        if book.breaker.retry_at > self._now:
+            if book.state != "backoff":
+                self._change(book, "backoff", wording.waits_to_retry(book, self._now))
+            self._timers.set("retry", book.name, book.breaker.retry_at)
+            return
+        weighed = book.policy.memory is not None
+        rank = book.first_rank(self._now)
+        book.claim = Claim(rank, reason, gentle=gentle, weighed=weighed)
+        bisect.insort(self._claims, (True, rank, book.name))
+        if not gentle:
+            self._timers.set("patience", book.name, self._now + self._limits.patience)
+        if weighed:
+            book.need = book.policy.memory or 0
+            self._reconsider = True
+        else:
+            book.attempt += 1
+            self._out.append(fx.Weigh(book.name, book.attempt))
+
+    def _drop_claim(self, book: Book) -> None:
+        """Give up a model's claim, if it has one."""
+        claim, book.claim = book.claim, None
+        if claim is not None:
+            entry = (not claim.committed, claim.rank, book.name)
+            del self._claims[bisect.bisect_left(self._claims, entry)]
+            self._timers.set("patience", book.name, None)
+            self._reconsider = bool(self._claims or self._returning)
+
+    def _drop_if_unwanted(self, book: Book) -> None:
+        """Where the last who waited has left, nothing is done for it any more; a load under way goes on."""
+        if book.waiting or book.loading or book.policy.pinned:
+            return
+        if book.claim is not None and not book.claim.gentle:
+            self._drop_claim(book)
+        if book.state == "backoff":
+            self._timers.set("retry", book.name, None)
+            self._change(book, "failed", "nobody waits for it any more")
+
+    def _admit(self) -> None:
+        """Go through the claims in their order: load what fits, put out who must go for it, refuse what cannot be."""
+        self._reconsider = False
+        if self._epoch != self.order.epoch:
+            self._sort_anew()
+        expecting = self.ledger.settle(self._now)
+        held: dict[str, int] = {}
+        too_much: dict[tuple[tuple[str, ...], int], int] = {}
+        unweighed = False
+        residency: float | None = None
+        for _, _, name in list(self._claims):
+            book = self._books[name]
+            claim = book.claim
+            if claim is None or not claim.weighed:
+                unweighed = unweighed or (claim is not None and claim.gentle)
+                continue
+            kind = (book.policy.devices, book.policy.spread)
+            if claim.seen and not claim.impatient and book.need >= too_much.get(kind, book.need + 1):
+                continue
+            if claim.gentle and unweighed:
+                continue  # one that shall be loaded before it is still being weighed
+            claim.seen = True
+            plan = self._admission.plan(book, self._now, held, gentle=claim.gentle, impatient=claim.impatient)
+            self._follow(book, claim, plan, held)
+            if plan.verdict == "blocked":
+                too_much[kind] = min(book.need, too_much.get(kind, book.need))
+                if plan.until is not None:
+                    residency = plan.until if residency is None else min(residency, plan.until)
+        self._timers.set("residency", "", residency)
+        if expecting and self._claims and not self._timers.has("look", ""):
+            self._timers.set("look", "", self._now + self._limits.look)
+        if not self._claims:
+            self._bring_back()
+
+    def _follow(self, book: Book, claim: Claim, plan: Plan, held: dict[str, int]) -> None:
+        """Do as the plan says; what the model has a right to from now on is added to `held`."""
+        if plan.verdict == "fits":
+            self._spawn(book, claim, plan.shares)
+        elif plan.verdict == "refused":
+            assert plan.error is not None
+            self._refuse(book, plan.error)
+        elif claim.gentle:
+            if book.name not in self._returning:
+                self._notice(book, f"not loaded: {wording.room(book, plan, self.ledger)}")
+            self._drop_claim(book)
+        elif plan.verdict != "blocked" or claim.impatient:
+            if plan.verdict == "evicts":
+                self._clear(book, claim, plan)
+            for device, need in plan.shares.items():
+                held[device] = held.get(device, 0) + need
+
+    def _clear(self, book: Book, claim: Claim, plan: Plan) -> None:
+        """Put out the plan's victims; from now on what they leave belongs to this claim before all others."""
+        keys = [self._idle.key(victim) for victim in plan.victims if victim in self._idle]
+        for victim in plan.victims:
+            text = wording.evicted(book, plan, self.ledger, self._sums(victim))
+            self._evict(self._books[victim], text)
+        if keys:
+            self.order.evicted(max(keys))
+        if not claim.committed:
+            del self._claims[bisect.bisect_left(self._claims, (True, claim.rank, book.name))]
+            claim.committed = True
+            bisect.insort(self._claims, (False, claim.rank, book.name))
+
+    def _spawn(self, book: Book, claim: Claim, shares: Mapping[str, int]) -> None:
+        self._drop_claim(book)
+        self._reconsider = False  # who comes later in the line is looked at in this very round
+        self._returning.pop(book.name, None)
+        book.generation += 1
+        book.spawned_at = self._now
+        self.ledger.reserve(book.name, shares, pinned=book.policy.pinned)
+        self._change(book, "starting", claim.reason)
+        told = {device: need for device, need in shares.items() if device != SLOTS}
+        self._out.append(fx.Spawn(book.name, book.generation, told))
+
+    def _sort_anew(self) -> None:
+        """Put the idle models into the order of another epoch."""
+        self._epoch = self.order.epoch
+        for name in list(self._idle):
+            self._idle.add(name, self._key(self._books[name]))
+
+    def _bring_back(self) -> None:
+        """Load again who had to go for others and fits in beside all that is there."""
+        for name in sorted(self._returning, key=lambda name: -HEAD_START[self._books[name].policy.priority]):
+            book = self._books[name]
+            if not book.live and self._admission.plan(book, self._now, {}, gentle=True).verdict == "fits":
+                self._want(book, "there is room for it again", gentle=True)
+                return
+
+    def _look_for_memory(self) -> None:
+        """While somebody waits for memory that must come back, look whether it has."""
+        if self.ledger.settle(self._now) and self._claims:
+            self._out.append(fx.Look())
+            self._timers.set("look", "", self._now + self._limits.look)
+        else:
+            self._timers.set("look", "", None)
+
+    # Use and rest
+
+    def _serve_waiting(self, book: Book) -> None:
+        while book.waiting and len(book.leases) < book.policy.concurrency:
+            ticket = next(iter(book.waiting))
+            del book.waiting[ticket]
+            self._waiting -= 1
+            self._grant(book, ticket)
+        self._rest(book)
+
+    def _grant(self, book: Book, ticket: int) -> None:
+        book.leases.add(ticket)
+        book.last_used = self._now
+        if book.expires is not None:
+            book.expires = None
+            self._timers.set("expires", book.name, None)
+        self._idle.remove(book.name)
+        if book.wished:
+            book.asked_keep_alive = book.wished.pop(ticket, book.asked_keep_alive)
+        self.order.used(book.name, book.worth(self._size(book.name)), self._now)
+        self._out.append(fx.Grant(ticket, book.name, book.generation))
+
+    def _rest(self, book: Book) -> None:
+        """Let a ready model that nobody uses wait for the next request, as long as it is kept alive."""
+        if book.leases:
+            return
+        keep_alive = book.keep_alive
+        if keep_alive == 0:
+            self._put_out(book, "not kept alive", force=False)
+            return
+        book.expires = self._now + keep_alive if keep_alive > 0 else None
+        self._timers.set("expires", book.name, book.expires)
+        if book.policy.pinned:
+            self._idle.remove(book.name)
+        else:
+            self._idle.add(book.name, self._key(book))
+            self._reconsider = self._reconsider or bool(self._claims)
+
+    # Going
+
+    def _evict(self, book: Book, reason: str) -> None:
+        """Put a model out because its memory is needed: an idle one now, a busy one when its work is done."""
+        book.for_others = True
+        if not book.leases:
+            self._stop(book, reason)
+        elif book.state == "ready":
+            self._disarm(book)
+            self._change(book, "draining", reason)
+
+    def _put_out(self, book: Book, reason: str, *, force: bool) -> None:
+        """Stop the model now if nobody uses it or by force, else let the work in flight end first."""
+        if book.state == "starting" or (book.state in ("ready", "draining") and (force or not book.leases)):
+            self._stop(book, reason)
+        elif book.state == "ready" or (book.state == "draining" and book.drain_until is None):
+            self._disarm(book)
+            book.drain_until = self._now + book.policy.drain_timeout
+            self._timers.set("drain", book.name, book.drain_until)
+            if book.state == "ready":
+                self._change(book, "draining", reason)
+
+    def _stop(self, book: Book, reason: str) -> None:
+        self._disarm(book)
+        self._change(book, "stopping", reason)
+        self._out.append(fx.Stop(book.name, book.generation))
+
+    def _disarm(self, book: Book) -> None:
+        if book.expires is not None:
+            book.expires = None
+            self._timers.set("expires", book.name, None)
+        if book.drain_until is not None:
+            book.drain_until = None
+            self._timers.set("drain", book.name, None)
+
+    # Telling
+
+    def _reject_waiting(self, book: Book, error: MlxsupError) -> None:
+        tickets: Iterable[int] = (*book.waiting, *book.loading)
+        self._out.extend(fx.Reject(ticket, error.again()) for ticket in tickets)
+        self._waiting -= len(book.waiting)
+        book.waiting.clear()
+        book.loading.clear()
+        book.wished.clear()
+
+    def _refuse(self, book: Book, error: MlxsupError) -> None:
+        """Say to all who wait that the model cannot be loaded; nothing was started."""
+        self._drop_claim(book)
+        book.error = error
+        book.refused_at = self._now if error.details.get("permanent") else None
+        self._reject_waiting(book, error)
+        if book.state != "failed":
+            self._change(book, "failed", error.message)
+
+    def _change(self, book: Book, state: State, reason: str) -> None:
+        """Go from one state to another, and tell."""
+        self._out.append(fx.Changed(book.name, book.state, state, book.generation, reason))
+        was_live = book.live
+        book.state, book.reason = state, reason
+        self._live += book.live - was_live
+        if state != "ready":
+            self._idle.remove(book.name)
+        if book.live and state not in ("starting", "ready"):
+            departing = state == "stopping" or (state == "draining" and book.for_others)
+            self.ledger.depart(book.name, departing=departing)
+
+    def _notice(self, book: Book, reason: str) -> None:
+        self._out.append(fx.Noticed(book.name, book.state, book.generation, reason))
+
+    def _key(self, book: Book) -> float:
+        return self.order.key(book.name, book.worth(self._size(book.name)), self._now)
+
+    def _size(self, name: str) -> int:
+        return sum(size for device, size in self.ledger.counted(name).items() if device != SLOTS)
+
+    def _sums(self, name: str) -> str:
+        """Return the sums behind a model's place in the order."""
+        return self.order.explain(name, self._books[name].worth(self._size(name)))

@@ -1,0 +1,68 @@
+"""What is learnt of models is kept in one file that survives whatever happens to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxsup.records import LEARNT_FILE, MOST_LESSONS, Learnt, Lesson
+
+
+def opened(folder: Path) -> Learnt:
+    learnt = Learnt(folder)
+    learnt.open()
+    return learnt
+
+
+def test_the_next_life_knows_what_this_one_learnt(tmp_path: Path) -> None:
+    opened(tmp_path / "new").add("m:1", Lesson(memory=5, seconds=2.5, at=1.0))
+    assert opened(tmp_path / "new").get("m:1") == Lesson(memory=5, seconds=2.5, at=1.0)
+    assert opened(tmp_path / "new").get("m:2") is None
+
+
+def test_the_most_memory_and_the_latest_time_are_kept(tmp_path: Path) -> None:
+    learnt = opened(tmp_path)
+    learnt.add("m", Lesson(memory=5, at=1.0))
+    learnt.add("m", Lesson(seconds=3.0, at=2.0))
+    learnt.add("m", Lesson(memory=4, at=3.0))
+    assert learnt.get("m") == Lesson(memory=5, seconds=3.0, at=3.0)
+
+
+def test_two_supervisors_keep_each_others_lessons(tmp_path: Path) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.add("a", Lesson(memory=1, at=1.0))
+    other.add("b", Lesson(memory=2, at=2.0))
+    assert opened(tmp_path).get("a")
+    assert opened(tmp_path).get("b")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"models":', b"[]", b'{"models":{"m":{"memory":"x"}}}'])
+def test_rubbish_is_a_warning_and_replaced(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / LEARNT_FILE).write_bytes(content)
+    learnt = opened(tmp_path)
+    assert "learnt anew" in caplog.text
+    learnt.add("m", Lesson(memory=1, at=1.0))
+    assert opened(tmp_path).get("m")
+
+
+def test_another_version_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / LEARNT_FILE).write_bytes(b'{"version":99,"models":{"m":{"memory":1}}}')
+    assert opened(tmp_path).get("m") is None
+
+
+def test_a_disk_that_refuses_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    learnt = Learnt(tmp_path / "file")
+    learnt.add("m", Lesson(memory=1, at=1.0))
+    assert "not kept" in caplog.text
+    assert learnt.get("m")
+
+
+def test_it_does_not_grow_for_ever(tmp_path: Path) -> None:
+    learnt = opened(tmp_path)
+    learnt._lessons = {f"m{number}": Lesson(at=float(number)) for number in range(MOST_LESSONS + 5)}
+    learnt.add("new", Lesson(at=1e9))
+    fresh = opened(tmp_path)
+    assert fresh.get("new")
+    assert fresh.get("m0") is None
