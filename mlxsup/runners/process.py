@@ -23,6 +23,7 @@ import msgspec
 from mlxsup.errors import LoadFailed
 from mlxsup.runners import marks, spawning
 from mlxsup.runners.output import STREAMS, Cause, OutputRecord, Stream
+from mlxsup.runners.pipes import connect_reader
 
 DRAIN_LIMIT = 1.0
 KILL_WAIT = 5.0
@@ -159,12 +160,12 @@ class Process:
     ) -> Process:
         with ExitStack() as always, ExitStack() as on_failure:
             ends: dict[Stream, int] = {}
-            readers = {}
+            readers: dict[Stream, int] = {}
             try:
                 for stream in STREAMS:
-                    reader, ends[stream] = os.pipe()
+                    readers[stream], ends[stream] = os.pipe()
                     always.callback(os.close, ends[stream])
-                    readers[stream] = on_failure.enter_context(os.fdopen(reader, "rb", buffering=0))
+                    on_failure.callback(os.close, readers[stream])
                 inheritable = await asyncio.to_thread(spawning.prepare, argv, env)
                 spawning.require_descriptors()
                 with spawning.kept_private(inheritable):
@@ -184,8 +185,8 @@ class Process:
         process = cls(child, mark, output)
         for stream in STREAMS:
             make = partial(_Pump, output, stream, process.activity.note)
-            transport, pump = await asyncio.get_running_loop().connect_read_pipe(make, readers[stream])
-            process._pumps.append((transport, pump, readers[stream].fileno()))
+            transport, pump = await connect_reader(make, readers[stream])
+            process._pumps.append((transport, pump, readers[stream]))
         return process
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from mlxsup.engines import Address, Finding, Verdict
 from mlxsup.errors import LoadFailed, LoadTimeout
 from mlxsup.runners import footprint
 from mlxsup.runners.listener import Owner, owner
+from mlxsup.runners.pipes import connect_reader
 from mlxsup.runners.probe import Probe
 from mlxsup.runners.process import Process
 
@@ -199,8 +199,7 @@ class Readiness:
 
 async def listen_for_ready_byte(reader: int, on_ready: Callable[[], None]) -> asyncio.BaseTransport:
     """Call `on_ready` when a byte comes out of the descriptor `reader`, which now belongs to the transport returned."""
-    file = os.fdopen(reader, "rb", buffering=0)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: _ReadyByte(on_ready), file)
+    transport, _ = await connect_reader(lambda: _ReadyByte(on_ready), reader)
     return transport
 
 
