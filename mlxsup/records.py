@@ -97,11 +97,9 @@ class Learnt:
             memory=max(lesson.memory, old.memory), seconds=lesson.seconds or old.seconds, at=lesson.at
         )
         latest = sorted(self._lessons.items(), key=lambda item: item[1].at)[-MOST_LESSONS:]
-        fresh = self._path.with_name(f"{LEARNT_FILE}.{os.getpid()}.new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh.write_bytes(msgspec.json.encode(Lessons(models=dict(latest))))
-            fresh.replace(self._path)
+            _replace(self._path, msgspec.json.encode(Lessons(models=dict(latest))))
         except OSError as error:
             log.warning("what was learnt of models is not kept: %s", error)
 
@@ -148,7 +146,8 @@ class Records:
             try:
                 if self._lock is None:
                     self._lock = self._take_home()
-                self._replace(groups)
+                record = msgspec.structs.replace(self._record, groups=groups)
+                _replace(self._home / "record.json", msgspec.json.encode(record))
             except OSError as error:
                 self._note_failure(error)
                 return False
@@ -175,16 +174,6 @@ class Records:
             raise
         return lock
 
-    def _replace(self, groups: list[Group]) -> None:
-        fresh = self._home / "record.new"
-        try:
-            fresh.write_bytes(msgspec.json.encode(msgspec.structs.replace(self._record, groups=groups)))
-            fresh.replace(self._home / "record.json")
-        except OSError:
-            with suppress(OSError):
-                fresh.unlink(missing_ok=True)
-            raise
-
     def _note_failure(self, error: OSError) -> None:
         if not self._failed:
             log.warning("no record of runners is kept, for now: %s", error)
@@ -196,6 +185,18 @@ class Records:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file wholly or not at all; what was begun in vain is removed, as a full disk needs it."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
 
 
 def sweep(directory: Path) -> list[int]:
