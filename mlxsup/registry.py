@@ -250,14 +250,14 @@ class Registry:
             self._learnt.add(*self._lessons.popleft())
 
     async def _observe(self) -> None:
-        """Look at what runs, once a second, only while something does."""
+        """Look at what runs or is being started, once a second, only while something does."""
         while True:
             await self._alive.wait()
             await asyncio.sleep(OBSERVE_EVERY)
-            if not any(runner.pid > 0 for runner in self._runners.values()):
+            if self._scheduler.live:
+                await self._look()
+            else:
                 self._alive.clear()
-                continue
-            await self._look()
 
     async def _look_when_asked(self) -> None:
         """Look at memory that must come back, whenever the scheduler wants to know."""
@@ -381,7 +381,6 @@ class Registry:
     def _notice(self, notice: Notice) -> None:
         match notice:
             case RunnerReady(model, generation, seconds):
-                self._alive.set()
                 self._learn(model, seconds)
                 self._post(ev.Ready(model, generation))
             case RunnerFailing(model, generation, error):

@@ -21,7 +21,7 @@ from mlxsup.errors import BadAnswer, LoadFailed, MlxsupError, RunnerDied, Unload
 from mlxsup.protocol import CompletionRequest
 from mlxsup.runners import environment
 from mlxsup.runners.addresses import AddressBook
-from mlxsup.runners.footprint import Observer, Sight
+from mlxsup.runners.footprint import Sight
 from mlxsup.runners.guard import Guard
 from mlxsup.runners.liveness import Patience, Pulse, wedged
 from mlxsup.runners.output import OutputRecord, Stream
@@ -44,8 +44,6 @@ SUPERVISOR_PID = "MLXSUP_SUPERVISOR_PID"
 """Tells a runner whose end it should not outlive; ours look whether that is still their parent."""
 TELL_AFTER = 0.5
 """How long the clean-up after a failed load may delay the news of it."""
-LOOK_EVERY = 1.0
-"""Seconds between two looks at a process that loads; one that is ready is looked at by the registry, as often."""
 STOPPED_FOR = 0.8
 """Seconds between two looks that find the process stopped, after which it is taken to stay so."""
 BLAME_WAIT = 1.0
@@ -321,22 +319,11 @@ class Runner:
         self._probe = Probe(self.model, self._engine, self.address, self._session)
         self._readiness = Readiness(self.model, self._process, self.address, self._probe, self._load_timeout)
         transport = None if ready_fd is None else await listen_for_ready_byte(ready_fd, self._on_ready_byte)
-        looking = asyncio.create_task(
-            self._look_while_it_loads(self._process.pid), name=f"mlxsup look at {self.model.name}"
-        )
         try:
             await self._readiness.wait(self._interrupted)
         finally:
-            looking.cancel()
             if transport is not None:
                 transport.close()
-
-    async def _look_while_it_loads(self, pid: int) -> None:
-        observer = Observer()
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
-            for sight in await asyncio.to_thread(observer.look, [pid]):
-                self.note_sight(sight, self.used)
 
     async def _spawn(self, launch: Launch) -> int | None:
         """Start the process; returns the reading end of its ready pipe, if it has one."""

@@ -110,6 +110,11 @@ class Scheduler(Moves):
         return list(self._idle)
 
     @property
+    def live(self) -> bool:
+        """Whether any process exists or is being made."""
+        return bool(self._live)
+
+    @property
     def hungry(self) -> bool:
         """Whether somebody waits for memory."""
         return bool(self._claims)
