@@ -48,6 +48,7 @@ async def test_kill_while_loading_fails_the_load_with_last_words() -> None:
 
 async def _kill_at(gate: Gate, sup: Supervisor) -> None:
     await gate.arrival()
+    await until(lambda: report(sup).pid > 0)  # the child may be quicker than the loop that has started it
     kill(report(sup).pid)
 
 
