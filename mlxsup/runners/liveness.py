@@ -45,7 +45,7 @@ async def wedged(pulse: Pulse, patience: Patience, answers: Callable[[], Awaitab
     """
     misses = 0
     while True:
-        await asyncio.sleep(patience.interval)
+        await asyncio.sleep(_until_next(patience.interval))
         if await answers():
             misses = 0
             continue
@@ -58,3 +58,11 @@ async def wedged(pulse: Pulse, patience: Patience, answers: Callable[[], Awaitab
         patient = pulse.waiting or not pulse.answering  # who holds a lease without an answer asks in its own way
         if silent > (patience.first_chunk if patient else patience.silence):
             return f"it did not answer {misses} probes of its health and has been silent for {silent:.0f} s"
+
+
+def _until_next(interval: float) -> float:
+    """Return the seconds until the next multiple of `interval`.
+
+    So all runners are probed in the same moment: a machine at rest is woken once for them, not once for each.
+    """
+    return interval - time.monotonic() % interval
