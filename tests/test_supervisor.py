@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -56,6 +57,12 @@ def alive(pid: int) -> bool:
 
 
 class TestEntering:
+    async def test_runners_work_in_the_folder_of_their_configuration(self, tmp_path: Path) -> None:
+        own = parse({"models": {"m": fake_runner()}}, KEYS, folder=str(tmp_path))
+        async with Supervisor(own) as sup:
+            await sup.load("m")
+            assert psutil.Process(report(sup).pid).cwd() == str(tmp_path.resolve())
+
     async def test_in_one_task_and_leaving_in_another(self) -> None:
         """As fixtures, exit stacks and cleanup contexts of web servers do."""
         sup = supervisor()

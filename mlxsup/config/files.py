@@ -37,10 +37,10 @@ def read(path: Path | str | None, engines: Engines, *, environ: Mapping[str, str
     named = path or environ.get("MLXSUP_CONFIG")
     if named:
         file = Path(home_path(str(named)))
-        return parse(_load(file, "" if path else " ($MLXSUP_CONFIG names it)"), engines, str(file))
+        return parse(_load(file, "" if path else " ($MLXSUP_CONFIG names it)"), engines, str(file), _folder(file))
     for file in (user_file(environ), SYSTEM_FILE):
         if file.is_file():
-            return parse(_load(file), engines, str(file))
+            return parse(_load(file), engines, str(file), _folder(file))
     return parse({}, engines, BUILT_IN)
 
 
@@ -54,6 +54,10 @@ def user_file(environ: Mapping[str, str] = os.environ) -> Path:
 def server_url(environ: Mapping[str, str] = os.environ) -> str | None:
     """Return the daemon's address from $MLXSUP_URL, or None where it is unset or empty."""
     return environ.get("MLXSUP_URL", "").strip() or None
+
+
+def _folder(file: Path) -> str:
+    return str(file.absolute().parent)
 
 
 def _load(file: Path, why: str = "") -> dict[str, Any]:

@@ -41,18 +41,19 @@ _WORDS: Final = {
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-def parse(mapping: Mapping[str, Any], engines: Engines, source: str = BUILT_IN) -> Settings:
+def parse(mapping: Mapping[str, Any], engines: Engines, source: str = BUILT_IN, folder: str = "") -> Settings:
     """Read a configuration from plain tables, as `tomllib` gives them.
 
     Args:
         mapping: the tables by name; an empty one gives the defaults and the built-in model.
         engines: the kinds of engine, each with the struct of its own keys.
         source: where the tables come from, for messages.
+        folder: what relative paths start from, and where runners work; "" for the folder this process is in.
 
     Raises:
         ConfigError: `problems` lists all that is wrong.
     """
-    reader = _Reader(engines)
+    reader = _Reader(engines, folder)
     settings = reader.settings(mapping, source)
     if reader.problems:
         count = f"{len(reader.problems)} problems: " if len(reader.problems) > 1 else ""
@@ -92,8 +93,9 @@ class _Bad(Exception):
 class _Reader:
     """Walks one configuration and notes what is wrong with it."""
 
-    def __init__(self, engines: Engines) -> None:
+    def __init__(self, engines: Engines, folder: str) -> None:
         self.engines = engines
+        self.folder = folder
         self.problems: list[str] = []
 
     def settings(self, mapping: Mapping[str, Any], source: str) -> Settings | None:
@@ -173,7 +175,7 @@ class _Reader:
         if options is None:
             return None
         shared = {key: value for key, value in values.items() if key in common}
-        return self._build(ModelSettings, path, {**shared, "name": name, "options": options})
+        return self._build(ModelSettings, path, {"cwd": self.folder, **shared, "name": name, "options": options})
 
     def _take_names(self, aliases: list[str], path: str, owners: dict[str, str]) -> None:
         for index, alias in enumerate(aliases):
@@ -243,8 +245,11 @@ class _Reader:
                 raise _Bad
         try:
             value = msgspec.convert(value, annotation, dec_hook=_decode)
-            for check in (meta.extra["check"] for meta in metas if meta.extra and "check" in meta.extra):
+            rules = [meta.extra for meta in metas if meta.extra]
+            for check in (rule["check"] for rule in rules if "check" in rule):
                 value = check(value)
+            for place in (rule["place"] for rule in rules if "place" in rule):
+                value = place(value, self.folder)
         except ValueError as error:
             self._bad(path, _in_words(error))
         return value

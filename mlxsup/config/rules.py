@@ -77,6 +77,12 @@ def home_path(text: str) -> str:
     return os.path.expanduser(text)  # noqa: PTH111 - Path would rewrite `./model` and a closing slash
 
 
+def placed(text: str, folder: str) -> str:
+    """Return a path as it is seen from `folder`, if it begins with ./ or ../ or is there; else as it is: it may be a name."""
+    there = f"{folder}/{text.removeprefix('./')}" if folder and text and not text.startswith("/") else text
+    return there if text.startswith(("./", "../")) or os.path.lexists(there) else text
+
+
 def not_negative(value: float) -> float:
     """Refuse negative numbers."""
     if value < 0:
@@ -151,7 +157,8 @@ Interval = Annotated[Duration, Meta(extra={"check": not_negative})]
 
 Count = Annotated[int, Meta(ge=1)]
 PositiveSize = Annotated[Size, Meta(extra={"check": positive})]
-PathText = Annotated[str, Meta(extra={"check": home_path})]
+PathText = Annotated[str, Meta(extra={"check": home_path, "place": placed})]
+"""A path, or for models also a name: `~` and, in a file, what is relative to the file's folder are filled in."""
 ListenAddress = Annotated[str, Meta(extra={"check": listen_address})]
 SignalName = Annotated[str, Meta(extra={"check": signal_name})]
 HealthPath = Annotated[str, Meta(extra={"check": health_path})]

@@ -136,6 +136,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
         list[EnvironmentName], Meta(description="variables passed on beside the usual ones (PATH, HOME, CUDA_* ...)")
     ] = []
     python: Annotated[PathText, Meta(description='interpreter of Python runners; "": the one mlxsup runs in')] = ""
+    cwd: Annotated[
+        PathText, Meta(description="the runner's working folder; unset: the folder of this file", examples=["~/models"])
+    ] = ""
     stop_signal: Annotated[SignalName, Meta(description='a SIG name; "": the engine\'s own')] = ""
     health: Annotated[
         HealthPath | None,

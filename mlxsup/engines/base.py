@@ -58,7 +58,6 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     env: dict[str, str] = {}
     library_dirs: tuple[str, ...] = ()
-    cwd: str | None = None
 
     @property
     def wants_ready_fd(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from mlxsup.config import ModelSettings
+from mlxsup.config.rules import home_path, placed
 from mlxsup.engines import wire
 from mlxsup.engines.base import Address, Engine, Finding, Launch, Transport
 from mlxsup.errors import EngineUnavailable
@@ -42,9 +43,9 @@ class CommandEngine(Engine):
 
     def check(self, model: ModelSettings) -> None:
         """Refuse a program that is not there."""
-        program = self._fill(_keys(model).command[0], model, Address())
-        if _find(program, model) is None:
-            found = Path(program).exists()
+        program = self._program(model)
+        if shutil.which(program, path=model.env.get("PATH")) is None:
+            found = "/" in program and Path(program).exists()
             why = "is not executable" if found else "is not there" if "/" in program else "is not on PATH"
             mend = f"chmod +x {program}" if found else f"correct models.{model.name}.command"
             raise EngineUnavailable(
@@ -58,12 +59,18 @@ class CommandEngine(Engine):
 
     def launch(self, model: ModelSettings, address: Address) -> Launch:
         """Fill the placeholders in; each argument stays one argument."""
-        program, *arguments = (self._fill(part, model, address) for part in _keys(model).command)
-        return Launch(argv=(_find(program, model) or program, *arguments))
+        program = self._program(model)
+        arguments = (self._fill(part, model, address) for part in _keys(model).command[1:])
+        return Launch(argv=(shutil.which(program, path=model.env.get("PATH")) or program, *arguments))
 
     def read_health(self, status: int, body: bytes) -> Finding:
         """Read health as the wire has it."""
         return wire.read_health(status, body)
+
+    def _program(self, model: ModelSettings) -> str:
+        """A name on PATH, or a path. Its symlinks stay: a virtual environment is known by the link its Python is started by."""
+        program = self._fill(_keys(model).command[0], model, Address())
+        return placed(home_path(program), model.cwd) if "/" in program else program
 
     @staticmethod
     def _fill(part: str, model: ModelSettings, address: Address) -> str:
@@ -76,11 +83,6 @@ class CommandEngine(Engine):
             "ready_fd": Launch.READY_FD,
         }
         return _PLACEHOLDER.sub(lambda match: values[match[1]], part)
-
-
-def _find(program: str, model: ModelSettings) -> str | None:
-    """The program's whole path. Its symlinks stay: a virtual environment is known by the link its Python is started by."""
-    return shutil.which(program, path=model.env.get("PATH"))
 
 
 def _keys(model: ModelSettings) -> CommandKeys:

@@ -111,7 +111,16 @@ class ImagegenEngine(Engine):
         """Start `python -m mlxsup.imagegen`, which is what `mlxsup runner --imagegen-engine` runs."""
         listen = ("--socket", address.socket) if address.socket else ("--port", str(address.port))
         python = model.python or sys.executable
-        argv = (python, "-m", "mlxsup.imagegen", "--imagegen-engine", "--model", model.path, *_adapted(_keys(model)))
+        argv = (
+            python,
+            "-P",
+            "-m",
+            "mlxsup.imagegen",
+            "--imagegen-engine",
+            "--model",
+            model.path,
+            *_adapted(_keys(model)),
+        )
         return Launch(
             argv=(*argv, *listen, "--ready-fd", Launch.READY_FD),
             env=_cpu_environment(),

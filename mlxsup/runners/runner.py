@@ -336,7 +336,7 @@ class Runner:
             self._process = await Process.spawn(
                 launch.arguments(writer),
                 env=env,
-                cwd=launch.cwd,
+                cwd=self.model.cwd or None,
                 mark=mark,
                 output=self._output,
                 pass_fds=() if writer is None else (writer,),

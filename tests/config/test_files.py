@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mlxsup.config import files, read, server_url
@@ -59,6 +60,26 @@ def test_a_tilde_in_the_name_of_the_file_is_filled_in(monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "c.toml", 6)
     assert read("~/c.toml", KEYS, environ={}).scheduler.queue == 6
+
+
+def test_relative_paths_are_seen_from_the_files_folder(tmp_path: Path) -> None:
+    """A daemon is started from anywhere; what looks like a name is one, unless something of that name is there."""
+    paths = {"dotted": "./later", "above": "../later", "there": "models/one", "name": "some-org/one", "whole": "/a"}
+    (tmp_path / "models" / "one").mkdir(parents=True)
+    file = tmp_path / "c.toml"
+    entries = (f'[models.{name}]\nengine = "imagegen"\npath = "{path}"\n' for name, path in paths.items())
+    file.write_text("".join(entries) + 'cwd = "./work"\nlora_paths = ["./ink"]\n')
+    models = read(file, KEYS, environ={}).models
+    here = str(tmp_path)
+    assert {name: model.path for name, model in models.items()} == {
+        "dotted": f"{here}/later",
+        "above": f"{here}/../later",
+        "there": f"{here}/models/one",
+        "name": "some-org/one",
+        "whole": "/a",
+    }
+    assert (models["name"].cwd, models["whole"].cwd) == (here, f"{here}/work")
+    assert msgspec.to_builtins(models["whole"].options)["lora_paths"] == [f"{here}/ink"]
 
 
 def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

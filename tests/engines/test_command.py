@@ -50,6 +50,16 @@ class TestCheck:
         assert "is not executable" in caught.value.message
         assert f"chmod +x {program}" in caught.value.message
 
+    def test_a_relative_path_is_seen_from_the_working_folder(self, tmp_path: Path) -> None:
+        file = tmp_path / "run"
+        file.write_text("#!/bin/sh\n")
+        file.chmod(0o755)
+        own = model("./run", cwd=str(tmp_path))
+        ENGINE.check(own)
+        assert ENGINE.launch(own, Address(port=1)).argv == (str(file),)
+        with pytest.raises(EngineUnavailable, match="run is not there"):
+            ENGINE.check(model("./run"))
+
     def test_a_search_path_of_its_own_is_searched(self, tmp_path: Path) -> None:
         """The runner is started with that one, too."""
         program = tmp_path / "my-own-server"

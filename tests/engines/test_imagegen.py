@@ -182,7 +182,7 @@ class TestLaunch:
     def test_on_a_socket(self) -> None:
         launch = ENGINE.launch(model(), Address(socket="/run/x/1.sock"))
         assert launch.argv == (
-            *(sys.executable, "-m", "mlxsup.imagegen", "--imagegen-engine", "--model", "builtin:emoji"),
+            *(sys.executable, "-P", "-m", "mlxsup.imagegen", "--imagegen-engine", "--model", "builtin:emoji"),
             *("--socket", "/run/x/1.sock", "--ready-fd", Launch.READY_FD),
         )
         assert launch.wants_ready_fd
