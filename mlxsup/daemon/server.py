@@ -16,6 +16,7 @@ import uvloop
 from mlxsup._version import __version__
 from mlxsup.api import create_app, serving
 from mlxsup.config import Listen, Settings
+from mlxsup.daemon import heap
 from mlxsup.daemon import logging as daemon_logging
 from mlxsup.daemon.addresses import is_local, written
 from mlxsup.daemon.listen import listening
@@ -40,6 +41,7 @@ def serve(settings: Settings, reread: Callable[[], Settings]) -> int:
         Conflict: an address is taken.
         ConfigError: an address cannot be listened on.
     """
+    heap.share_one()
     daemon_logging.configure()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, reread))

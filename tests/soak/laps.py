@@ -29,6 +29,7 @@ from aiohttp import web
 from mlxsup import Supervisor
 from mlxsup.api import create_app
 from mlxsup.config import parse
+from mlxsup.daemon import heap
 from mlxsup.engines import KEYS
 from mlxsup.records import LEARNT_FILE
 from tests.soak.counting import Look, look
@@ -36,8 +37,8 @@ from tests.soak.lives import LIVES, House, models
 
 LANES = 2
 LAPS = 8
-WARM_UP = 400
-"""Cycles before the first look, more if a lap is longer: what lies about until Python collects it must have had its time."""
+WARM_UP = 1000
+"""Cycles before the first look, more if a lap is longer: caches must be full, and the heap have found its size."""
 THREADS = 4
 FRAMES = 12
 SHOWN = 25
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("cycles", type=int)
     parser.add_argument("--trace", action="store_true")
     options = parser.parse_args()
+    heap.share_one()  # as the daemon does
     logging.getLogger("mlxsup").setLevel(logging.CRITICAL)  # runners that die here die on purpose
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
