@@ -7,7 +7,9 @@ here knows of processes or sockets.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+
+from mlxsup.shortages import describe_shortage
 
 Source = Literal["mlxsup", "runner"]
 
@@ -179,8 +181,21 @@ class ShuttingDown(MlxsupError):
     default_retry_after = 5.0
 
 
+class ResourceExhausted(MlxsupError):
+    """This program or its machine is out of descriptors, processes or memory for them: no fault of a runner, and it may pass."""
+
+    code = "resource_exhausted"
+    default_status = 503
+    default_retry_after = 1.0
+
+    @classmethod
+    def of(cls, what: str, error: BaseException, **details: Any) -> Self:
+        """Make the error for what could not be done, as in `cannot start m`, because of a shortage."""
+        return cls(f"{what}: {describe_shortage(error)}", details={"errno": getattr(error, "errno", None), **details})
+
+
 class LoadTimeout(MlxsupError):
-    """The runner showed no progress for `load_timeout`."""
+    """The runner showed no progress for `load_timeout`, or its model's files hung for as long (`stage` is "weighing")."""
 
     code = "load_timeout"
     default_status = 504
@@ -194,14 +209,14 @@ class Stalled(MlxsupError):
 
 
 class DeadlineExceeded(MlxsupError):
-    """The request's own deadline passed."""
+    """The request's own deadline passed, or its model's `queue_timeout`; `stage` in the details tells where it stood."""
 
     code = "deadline"
     default_status = 504
 
 
 class DoesNotFit(MlxsupError):
-    """The model needs more memory than its device has; no retry will help."""
+    """The model needs more memory than its device has; a retry helps where `retry_after` says when."""
 
     code = "does_not_fit"
     default_status = 507

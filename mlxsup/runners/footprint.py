@@ -2,53 +2,241 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import psutil
 
-from mlxsup.runners import procfs
+from mlxsup.protocol import RunnerMemory
+from mlxsup.runners import libproc, procfs
 
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
+class Watched(msgspec.Struct, frozen=True):
+    """A runner to look at.
+
+    Attributes:
+        pid: of its process.
+        shares: the bytes that were reserved for it, by device.
+        busy: whether it is in use or being loaded.
+        told: what it says itself of its memory.
+    """
+
+    pid: int
+    shares: Mapping[str, int]
+    busy: bool = False
+    told: RunnerMemory | None = None
+
+
 class Sight(msgspec.Struct, frozen=True):
-    """One look at a runner: resident bytes of its tree, and whether its process is stopped (SIGSTOP, a debugger)."""
+    """One look at a runner; bytes of its tree.
+
+    Attributes:
+        resident: pages that several of its processes share count once for each.
+        stopped: whether its process is stopped (SIGSTOP, a debugger).
+        proportional: each shared page is divided among all who have it, as last weighed, with what has come or gone since;
+            None where that is not known.
+        alone: whether the tree is one process.
+    """
 
     resident: int
     stopped: bool
+    proportional: int | None = None
+    alone: bool = True
+
+    @property
+    def used(self) -> int:
+        """What counts."""
+        return self.resident if self.proportional is None else self.proportional
+
+    @property
+    def needed(self) -> int:
+        """What it would take with nobody to share with: a lone process needs all its pages."""
+        return self.resident if self.alone else self.used
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One process of a tree as it was weighed: its proportional bytes, and those that were resident then."""
+
+    proportional: int
+    resident: int
+
+    def now(self, resident: int) -> int:
+        """Return what to count when so much is resident: what came is its own, what went was shared like the rest."""
+        if resident >= self.resident:
+            return self.proportional + resident - self.resident
+        return self.proportional * resident // self.resident
+
+
+class Study(msgspec.Struct, frozen=True):
+    """What a look into the depth has found: who belongs to each tree, and the parts of those that were weighed."""
+
+    members: Mapping[int, Sequence[int]]
+    parts: Mapping[int, Mapping[int, Part]]
 
 
 class Observer:
-    """Looks at the same processes again and again, once a second: who belongs to each is asked only now and then.
+    """Looks at the same runners again and again; `close` it in the end.
 
-    Call it off the loop, from one thread at a time.
+    `look` costs some microseconds for each process and may be called on the loop where there is Linux's /proc. What takes
+    longer is for `study`, off the loop; `overdue` and `unweighed` say for whom it is time, `learn` takes what it has found.
     """
 
-    REGROUP = 5
-    """Every so many looks the trees are walked anew; in between a new grandchild does not count yet."""
+    WALK_BUSY, WALK_IDLE = 2.0, 30.0
+    """Seconds after which is asked anew who belongs to a tree; in between a new grandchild does not count yet."""
+
+    TRIFLE, MOVED_SHARE = 32 << 20, 10
+    """A tree is weighed again when it has grown or shrunk by more bytes than a trifle, and by one part in so many."""
+
+    WEIGH_AGAIN = 2.0
+    """Seconds between two weighings of the same tree for nobody in particular."""
 
     def __init__(self) -> None:
-        self._trees: dict[int, list[int]] = {}
-        self._looks = 0
+        self._trees: dict[int, _Tree] = {}
+
+    def overdue(self, runners: Iterable[Watched], now: float, *, thorough: bool) -> list[int]:
+        """Return whose tree is to be walked, and forget all but these runners.
+
+        All are walked in the same moment, so that a machine at rest is woken once for them.
+        """
+        due, busy, idle = [], now // self.WALK_BUSY, now // self.WALK_IDLE
+        count = 0
+        for runner in runners:
+            count += 1
+            tree = self._trees.get(runner.pid)
+            if tree is None or (tree.busy_slot != busy if runner.busy or thorough else tree.idle_slot != idle):
+                due.append(runner.pid)
+        if count - len(due) < len(self._trees):
+            self._forget_all_but({runner.pid for runner in runners})
+        return due
+
+    def unweighed(self, pid: int, now: float, *, wanted: bool, thorough: bool) -> bool:
+        """Tell whether the proportional memory of a tree is to be found out.
+
+        Args:
+            pid: of the runner.
+            now: monotonic seconds.
+            wanted: it makes a difference: more is resident than was reserved.
+            thorough: somebody waits for memory, and is owed the truth however lately it was weighed.
+        """
+        tree = self._trees.get(pid)
+        if tree is None or tree.weightless or (not thorough and now - tree.weighed < self.WEIGH_AGAIN):
+            return False
+        if tree.parts is None:
+            return wanted or thorough
+        if not (wanted or thorough):
+            return (
+                tree.doubtful and tree.shared > self.TRIFLE
+            )  # where pages are shared, who goes leaves them to the others
+        moved = abs(tree.sight.resident - tree.weighed_resident)
+        return tree.doubtful or moved > max(self.TRIFLE, tree.weighed_resident // self.MOVED_SHARE)
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether any tree that shares pages is to be weighed again, though nobody asks."""
+        return any(tree.doubtful and tree.shared > self.TRIFLE for tree in self._trees.values())
+
+    def learn(self, found: Study, now: float) -> None:
+        """Take what a study has found."""
+        for pid, members in found.members.items():
+            tree = self._trees.get(pid)
+            if tree is None:
+                self._trees[pid] = tree = _Tree(pid)
+                self._doubt()
+            elif tree.members != members:
+                tree.doubtful = True
+            tree.set_members(members)
+            tree.busy_slot, tree.idle_slot = now // self.WALK_BUSY, now // self.WALK_IDLE
+            if pid in found.parts:
+                tree.set_parts(found.parts[pid])
+                tree.weighed = now
 
     def look(self, pids: Iterable[int]) -> list[Sight]:
         """Look at the tree below each pid; one that is gone has no memory and is not stopped."""
-        if not procfs.AVAILABLE:
-            return [_look_by_psutil(pid) for pid in pids]
-        known = self._trees if self._looks % self.REGROUP else {}
-        self._looks += 1
-        self._trees = {pid: known.get(pid) or list(_tree(pid)) for pid in pids}
-        return [self._sight(pid, tree) for pid, tree in self._trees.items()]
+        return [tree.look() if (tree := self._trees.get(pid)) is not None else Sight(*_glance(pid)) for pid in pids]
 
-    def members(self, pid: int) -> list[int]:
-        """Return the tree below a pid as it was at the last look."""
-        return self._trees.get(pid, [pid])
+    def members(self, pid: int) -> Sequence[int]:
+        """Return the tree below a pid as it was walked last."""
+        tree = self._trees.get(pid)
+        return tree.members if tree is not None else (pid,)
 
-    @staticmethod
-    def _sight(pid: int, tree: list[int]) -> Sight:
-        resident, stopped = procfs.glance(pid)
-        return Sight(resident + sum(procfs.glance(member)[0] for member in tree if member != pid), stopped)
+    def close(self) -> None:
+        """Forget all."""
+        self._forget_all_but(frozenset())
+
+    def _forget_all_but(self, pids: Collection[int]) -> None:
+        for pid in [pid for pid in self._trees if pid not in pids]:
+            self._trees.pop(pid).set_members(())
+            self._doubt()
+
+    def _doubt(self) -> None:
+        """Who came or went may have shared pages with any other."""
+        for tree in self._trees.values():
+            tree.doubtful = True
+
+
+class _Tree:
+    """What is known of one runner."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.members: Sequence[int] = ()
+        self.busy_slot = self.idle_slot = -1.0
+        self.sight = Sight(0, stopped=False)
+        self.parts: Mapping[int, Part] | None = None
+        self.weighed = float("-inf")
+        self.weighed_resident = 0
+        self.shared = 0
+        self.doubtful = False
+        """Whether others may have a part of its pages now that they had not before, or no longer have it."""
+        self.weightless = False
+        """Whether the system does not tell."""
+        self._glasses: dict[int, procfs.Glass] = {}
+        self._last: list[tuple[int, bool]] = []
+
+    def set_members(self, members: Sequence[int]) -> None:
+        """Look at these processes from now on, the runner's own first."""
+        if members == self.members:
+            return
+        self.members, self._last = members, []
+        if procfs.AVAILABLE:
+            for pid in self._glasses.keys() - members:
+                self._glasses.pop(pid).close()
+            self._glasses = {pid: self._glasses.get(pid) or procfs.Glass(pid) for pid in members}
+
+    def set_parts(self, parts: Mapping[int, Part]) -> None:
+        """Take a weighing."""
+        self.parts, self._last = parts, []
+        self.weightless = not parts
+        self.doubtful = False
+        self.weighed_resident = sum(part.resident for part in parts.values())
+        self.shared = self.weighed_resident - sum(part.proportional for part in parts.values())
+
+    def look(self) -> Sight:
+        """Look at all members; where nothing has changed, the sight is the same object as before."""
+        if self._glasses:
+            seen = [glass.look() for glass in self._glasses.values()]
+        else:
+            seen = [_glance(pid) for pid in self.members]
+        if seen != self._last:
+            self._last = seen
+            sizes = dict(zip(self.members, (resident for resident, _ in seen), strict=True))
+            self.sight = Sight(sum(sizes.values()), seen[0][1], self._proportional(sizes), len(sizes) == 1)
+        return self.sight
+
+    def _proportional(self, sizes: Mapping[int, int]) -> int | None:
+        if not self.parts:
+            return None
+        return sum(part.now(size) if (part := self.parts.get(pid)) else size for pid, size in sizes.items())
+
+
+def study(walked: Iterable[int], weighed: Iterable[int]) -> Study:
+    """Walk the trees of some runners, and find out the proportional memory of others. Milliseconds: call it off the loop."""
+    weighing = set(weighed)
+    members = {pid: list(_tree(pid)) for pid in {*walked, *weighing}}
+    parts = {pid: {member: part for member in members[pid] if (part := _part(member))} for pid in weighing}
+    return Study(members, parts)
 
 
 def measure(pid: int) -> int:
@@ -56,30 +244,42 @@ def measure(pid: int) -> int:
 
     Pages that several of its processes share count once for each. Reads some small files: call it off the loop.
     """
-    if procfs.AVAILABLE:
-        return sum(procfs.glance(member)[0] for member in _tree(pid))
-    try:
-        root = psutil.Process(pid)
-        return sum(_resident(member) for member in (root, *root.children(recursive=True)))
-    except psutil.Error:
-        return 0
+    return sum(_glance(member)[0] for member in _tree(pid))
 
 
-def _look_by_psutil(pid: int) -> Sight:
-    try:
-        return Sight(measure(pid), psutil.Process(pid).status() in _STOPPED)
-    except psutil.Error:
-        return Sight(0, stopped=False)
+def _glance(pid: int) -> tuple[int, bool]:
+    return procfs.glance(pid) if procfs.AVAILABLE else _glance_by_psutil(pid)
+
+
+def _part(pid: int) -> Part | None:
+    """Weigh one process; None where the system does not tell."""
+    resident, proportional = _glance(pid)[0], procfs.proportional(pid)
+    return Part(proportional, resident) if resident and proportional is not None else None
 
 
 def _tree(pid: int) -> Iterator[int]:
+    if not procfs.AVAILABLE:
+        yield from _tree_by_psutil(pid)
+        return
     yield pid
     for child in procfs.children(pid):
         yield from _tree(child)
 
 
-def _resident(process: psutil.Process) -> int:
+def _tree_by_psutil(pid: int) -> Iterator[int]:
+    yield pid
     try:
-        return int(process.memory_info().rss)
+        found = psutil.Process(pid).children(recursive=True)
     except psutil.Error:
-        return 0
+        return
+    yield from (child.pid for child in found)
+
+
+def _glance_by_psutil(pid: int) -> tuple[int, bool]:
+    """Return a process's memory, the GPU's part of it too where that is told, and whether it is stopped."""
+    try:
+        process = psutil.Process(pid)
+        with process.oneshot():
+            return max(int(process.memory_info().rss), libproc.footprint(pid)), process.status() in _STOPPED
+    except psutil.Error:
+        return 0, False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -14,26 +15,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlxsup
-from mlxsup.errors import LoadFailed
+from mlxsup.errors import LoadFailed, MlxsupError, ResourceExhausted
 from mlxsup.runners import procfs
+from mlxsup.runners.liveness import until_next
 from mlxsup.runners.output import OutputRecord, Stream
-from mlxsup.runners.process import Process
+from mlxsup.runners.process import ExitRecord, Process
 
 log = logging.getLogger(__name__)
 
 MIN_LIFE = 1.0
 """A sentinel that lived less than this many seconds is not replaced at once: something is wrong with all of them."""
+TRY_AGAIN = 1.0
+"""Seconds between two tries to start one."""
+PING_EVERY = 5.0
+SILENT_PINGS = 2
+"""A sentinel that is silent after this many pings in a row is stopped or hangs, and is replaced."""
 FOLDER_PREFIX = "mlxsup-"
 SOCKET_PATH_LIMIT = 103
 """macOS gives 104 bytes to the path of a unix socket, the closing NUL included; Linux 108."""
 
+_PONG = re.compile("^here$")
 _BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from mlxsup.runners.sentinel import main; main()"
 
 
 class Guard:
     """What makes sure that no runner outlives this supervisor: a random mark, a private folder, a sentinel process.
 
-    The sentinel is started before the first runner, and replaced when it dies.
+    The sentinel is started before the first runner, and replaced when it dies or does nothing, however often that must be tried.
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
@@ -51,7 +59,6 @@ class Guard:
         self._pipe: int | None = None
         self._unsent = bytearray()
         self._starting = asyncio.Lock()
-        self._closing = False
 
     def new_mark(self) -> str:
         """Return a mark for one runner; it starts with the supervisor's."""
@@ -61,13 +68,13 @@ class Guard:
         """Have a living sentinel; called before each spawn.
 
         Raises:
-            LoadFailed: the sentinel cannot be started; nothing may be spawned then.
+            LoadFailed, ResourceExhausted: the sentinel cannot be started; nothing may be spawned then.
         """
         async with self._starting:
             if self._sentinel is None or self._sentinel.exited is not None:
                 self._sentinel = await self._start()
-        if self._keeper is None or self._keeper.done():
-            self._keeper = asyncio.create_task(self._keep(), name="mlxsup sentinel")
+            if self._keeper is None or self._keeper.done():
+                self._keeper = asyncio.create_task(self._keep(self._sentinel), name="mlxsup sentinel")
 
     @property
     def groups(self) -> dict[int, str]:
@@ -88,7 +95,6 @@ class Guard:
 
     async def close(self) -> None:
         """Dismiss the sentinel, wait for its end and remove the folder."""
-        self._closing = True
         self._tell("bye")
         self._drop_pipe()
         if self._keeper is not None:
@@ -102,7 +108,10 @@ class Guard:
 
     async def _start(self) -> Process:
         self._drop_pipe()
-        reader, writer = os.pipe()
+        try:
+            reader, writer = os.pipe()
+        except OSError as error:
+            raise ResourceExhausted.of("cannot start the sentinel", error) from error
         try:
             package_home = str(Path(mlxsup.__file__).parent.parent)
             process = await Process.spawn(
@@ -110,7 +119,7 @@ class Guard:
                 env={},
                 cwd="/",
                 mark="sentinel",
-                output=OutputRecord(_log_complaint),
+                output=OutputRecord(_log_complaint, noise=_PONG),
                 stdin=reader,
             )
         except BaseException:
@@ -124,21 +133,50 @@ class Guard:
             self._tell(f"watch {pgid} {started}")
         return process
 
-    async def _keep(self) -> None:
-        """Replace the sentinel when it dies, until the end."""
-        while not self._closing and self._sentinel is not None:
-            record = await self._sentinel.watch()
+    async def _keep(self, sentinel: Process) -> None:
+        """Replace the sentinel when it ends, until the end."""
+        while True:
+            record = await self._see_off(sentinel)
             log.warning("the sentinel ended (%s); starting another", record.describe())
             if record.uptime < MIN_LIFE:
                 await asyncio.sleep(MIN_LIFE)
+            sentinel = await self._successor(sentinel)
+
+    async def _see_off(self, sentinel: Process) -> ExitRecord:
+        """Wait for its end, which comes soon if it does nothing."""
+        pinging = asyncio.create_task(self._end_if_silent(sentinel), name="mlxsup pings")
+        try:
+            return await sentinel.watch()
+        finally:
+            pinging.cancel()
+            await asyncio.wait({pinging})
+
+    async def _end_if_silent(self, sentinel: Process) -> None:
+        silent = 0
+        while silent < SILENT_PINGS:
+            seen = sentinel.activity.count
+            self._tell("ping")
+            await asyncio.sleep(until_next(PING_EVERY))
+            silent = silent + 1 if sentinel.activity.count == seen else 0
+        log.warning("the sentinel does not answer: it was stopped, or hangs; ending it")
+        sentinel.signal_group(signal.SIGKILL)
+
+    async def _successor(self, gone: Process) -> Process:
+        """Return the one that lives in its place, started by us or for a runner meanwhile."""
+        told = False
+        while True:
             async with self._starting:
-                if self._sentinel.exited is None:
-                    continue
+                if self._sentinel is not None and self._sentinel is not gone:
+                    return self._sentinel
                 try:
                     self._sentinel = await self._start()
-                except LoadFailed as error:
-                    log.warning("no sentinel: %s; the next runner will try again", error.message)
-                    return
+                except (MlxsupError, OSError) as error:
+                    if not told:
+                        log.warning("no sentinel: %s; trying again until there is one", error)
+                    told = True
+                else:
+                    return self._sentinel
+            await asyncio.sleep(TRY_AGAIN)
 
     def _tell(self, order: str) -> None:
         """Send an order; what a sentinel that does not read leaves no room for is sent later, in its turn."""

@@ -37,32 +37,38 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     silence: float
 
 
-async def wedged(pulse: Pulse, patience: Patience, answers: Callable[[], Awaitable[bool]]) -> str:
+async def wedged(pulse: Pulse, patience: Patience, answers: Callable[[], Awaitable[bool | None]]) -> str:
     """Return, with the reason in words, when the runner is wedged; may wait for ever.
 
     An idle runner is wedged after MISSES probes without an answer. One at work may be too busy to answer: it is wedged only
-    if it has also been silent for as long as an answer may be, so a long prefill is left alone.
+    if it has also been silent for as long as an answer may be, so a long prefill is left alone. What it missed at work is
+    not held against it afterwards. A probe that could not be made, for which `answers` returns None, tells nothing.
     """
-    misses = 0
+    misses = idle_misses = 0
     while True:
-        await asyncio.sleep(_until_next(patience.interval))
-        if await answers():
-            misses = 0
+        await asyncio.sleep(until_next(patience.interval))
+        began, idle = time.monotonic(), not pulse.users
+        answered = await answers()
+        if answered is None:
             continue
-        misses += 1
-        if misses < MISSES:
+        misses = 0 if answered else misses + 1
+        idle = idle and not pulse.users and pulse.heard_at <= began
+        idle_misses = idle_misses + 1 if idle and not answered else 0
+        if idle_misses >= MISSES:
+            return f"it did not answer {idle_misses} probes of its health"
+        if misses < MISSES or not pulse.users:
             continue
         silent = time.monotonic() - pulse.heard_at
-        if not pulse.users:
-            return f"it did not answer {misses} probes of its health"
         patient = pulse.waiting or not pulse.answering  # who holds a lease without an answer asks in its own way
         if silent > (patience.first_chunk if patient else patience.silence):
             return f"it did not answer {misses} probes of its health and has been silent for {silent:.0f} s"
 
 
-def _until_next(interval: float) -> float:
-    """Return the seconds until the next multiple of `interval`.
+def until_next(interval: float) -> float:
+    """Return the seconds until the next multiple of `interval`, or the one after it if that is less than half of one away.
 
-    So all runners are probed in the same moment: a machine at rest is woken once for them, not once for each.
+    A loop may wake a little early, and that must not make two probes of one.
+    So all are probed in the same moment: a machine at rest is woken once for them, not once for each.
     """
-    return interval - time.monotonic() % interval
+    rest = interval - time.monotonic() % interval
+    return rest if rest > interval / 2 else rest + interval

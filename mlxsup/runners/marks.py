@@ -15,6 +15,9 @@ from mlxsup.runners import procfs
 MARK = "MLXSUP_RUNNER"
 """The environment variable that carries a runner's mark: `<supervisor>.<runner>`, both random."""
 
+SUPERVISOR_PID = "MLXSUP_SUPERVISOR_PID"
+"""Tells a runner whose end it should not outlive; ours look whether that is still their parent."""
+
 
 def marked(mark: str) -> list[int]:
     """Return the pids of living processes whose mark starts with `mark`.
@@ -40,6 +43,13 @@ def group_members(pgid: int) -> list[int]:
     if not procfs.AVAILABLE:
         return [pgid]
     return [pid for pid in procfs.processes() if procfs.group(pid) == pgid and procfs.is_running(pid)]
+
+
+def supervisor_of(pid: int) -> int | None:
+    """Return the pid of the supervisor that started a marked process, None where that cannot be seen."""
+    name = f"\0{SUPERVISOR_PID}=".encode()
+    value = procfs.environment(pid).partition(name)[2].partition(b"\0")[0]
+    return int(value) if value.isdigit() else None
 
 
 def _marked_by_psutil(mark: str) -> list[int]:

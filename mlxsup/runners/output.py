@@ -31,6 +31,9 @@ LINE_HEAD = 6 * 1024
 LINE_TAIL = 2 * 1024
 FIRST_LINES = 20
 LAST_LINES = 100
+SHOWN_HEAD = 350
+SHOWN_TAIL = 150
+"""Characters of a long line that an error's message has; its details have the whole."""
 LINES_PER_CHUNK = 400
 """More than twice what is kept, so that leaving out the middle of a chunk changes nothing of it."""
 
@@ -111,6 +114,13 @@ def clean(raw: bytes) -> str:
     """Decode one line for people: bad UTF-8 replaced, control sequences gone, progress bars shown as they ended."""
     text = raw.decode("utf-8", errors="replace").rstrip("\r\n")
     return _CONTROL.sub("", text.rpartition("\r")[2]).rstrip()
+
+
+def shown(line: str) -> str:
+    """Return a line as it goes into a message for people: of a long one the two ends."""
+    if len(line) <= SHOWN_HEAD + SHOWN_TAIL:
+        return line
+    return f"{line[:SHOWN_HEAD].rstrip()} [...] {line[-SHOWN_TAIL:].lstrip()}"
 
 
 class LineSplitter:
@@ -299,6 +309,9 @@ class OutputRecord:
 
     Lines that match `noise` are dropped before anything sees them. `on_line` is spared floods: of the lines of one second
     it gets the first LINES_PER_SECOND, then one line with the number left out; all are kept and diagnosed.
+
+    Attributes:
+        pid: the child's; -1 until there is one.
     """
 
     LINES_PER_SECOND = 200
@@ -309,6 +322,7 @@ class OutputRecord:
         noise: re.Pattern[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.pid = -1
         self._on_line = on_line
         self._noise = noise
         self._clock = clock

@@ -6,19 +6,18 @@ on piece by piece while its skeleton (the line without the insides of its string
 
 from __future__ import annotations
 
-import re
-from collections import deque
+from typing import NoReturn
 
 from mlxsup.errors import BadAnswer, MlxsupError
-from mlxsup.protocol import CompletionChunk
+from mlxsup.runners.reading import Take
 from mlxsup.runners.relay import Answer, AnswerBroke, is_last_chunk
 
-LONG_LINE = 64 * 1024
+LONG_LINE = 16 * 1024
+SHORT_LINES = 1024
+"""Bytes a line, on average, up to which lines are read many at a time."""
 MAX_SKELETON = 1 << 20
 KEPT_OF_STRINGS = 64
 """Bytes kept of each string: enough for every key, and to tell a picture from none and an error from a text."""
-
-_STRING_END = re.compile(rb'["\\]')
 
 
 class Skeleton:
@@ -30,41 +29,45 @@ class Skeleton:
         self._escaped = False
         self._room = 0
 
-    def feed(self, data: bytes | bytearray) -> None:
+    def feed(self, data: bytes) -> None:
         """Take more of the line.
 
         Raises:
             BadAnswer: too much of it is outside of strings.
         """
         at = 0
+        quote = -1
         while at < len(data):
             if self._escaped:
                 self._escaped = False
                 at += 1
-            elif self._in_string:
-                at = self._string(data, at)
+                continue
+            if quote < at:
+                found = data.find(b'"', at)
+                quote = found if found >= 0 else len(data)
+            if self._in_string:
+                at = self._string(data, at, quote)
             else:
-                end = data.find(b'"', at) + 1
-                self._in_string = end > 0
+                self.json += data[at : quote + 1]
+                self._in_string = quote < len(data)
                 self._room = KEPT_OF_STRINGS
-                self.json += data[at : end or len(data)]
-                at = end or len(data)
+                at = quote + 1
         if len(self.json) > MAX_SKELETON:
             raise BadAnswer(f"the runner sent a line with more than {MAX_SKELETON} bytes outside of strings")
 
-    def _string(self, data: bytes | bytearray, at: int) -> int:
-        found = _STRING_END.search(data, at)
-        end = found.start() if found else len(data)
-        kept = bytes(data[at : min(end, at + self._room)]).decode("utf-8", "ignore").encode()
-        if not kept and self._room == KEPT_OF_STRINGS and (end > at or (found and found[0] == b"\\")):
+    def _string(self, data: bytes, at: int, quote: int) -> int:
+        """Keep little of a string that goes on at `at`, up to its next escape or, at `quote`, its end; return what follows."""
+        escape = data.find(b"\\", at, quote)
+        end = quote if escape < 0 else escape
+        kept = data[at : min(end, at + self._room)].decode("utf-8", "ignore").encode()
+        if not kept and self._room == KEPT_OF_STRINGS and (end > at or escape >= 0):
             kept = b"?"  # it begins with an escape, or with half a character: still a string that says something
         self.json += kept
-        if found is None:
-            self._room = 0 if end - at > self._room else self._room - len(kept)
-            return end
-        if found[0] == b"\\":
+        if escape >= 0:
             self._escaped = True
             self._room = 0
+        elif end == len(data):
+            self._room = 0 if end - at > self._room else self._room - len(kept)
         else:
             self.json += b'"'
             self._in_string = False
@@ -72,98 +75,114 @@ class Skeleton:
 
 
 class Passage:
-    """The bytes of one answer, line by line or, of long lines, piece by piece; ends well only after a `done` chunk."""
+    """The bytes of one answer: as many whole lines as have come or, of long ones, pieces; ends well only after a `done` chunk."""
 
     def __init__(self, answer: Answer, seed: int | None) -> None:
         self._answer = answer
         self._seed = seed
-        self._held = bytearray()
+        self._held = b""
         self._long: Skeleton | None = None
-        self._ready: deque[bytes] = deque()
-        self._failure: MlxsupError | None = None
+        self._failure: MlxsupError | AnswerBroke | None = None
         self.ended = False
 
-    async def next_bytes(self) -> bytes:
-        """Return the next bytes to pass on, b"" after the line with `done`.
+    async def pass_on(self, take: Take) -> bool:
+        """Hand to `take` what can be passed on, as soon as it is there, until it wants no more for now.
 
-        What passed before a failure counts; a failure in the middle of a long line leaves that line unfinished.
+        Returns False after the line with `done`. What passed before a failure counts; a failure in the middle of a long line
+        leaves that line unfinished.
 
         Raises:
             RunnerDied, BadAnswer, RunnerError, Stalled: as Answer.next_chunk.
         """
-        while not self._ready:
-            if self._failure is not None:
-                raise self._failure
-            if self.ended:
-                return b""
-            await self._take_block()
-        return self._ready.popleft()
+        enough = False
 
-    async def _take_block(self) -> None:
+        def took(block: bytes) -> bool:
+            nonlocal enough
+            if passed := self._judge(block):
+                enough = not take(passed)
+            return not (enough or self.ended or self._failure)
+
+        while not (enough or self.ended or self._failure):
+            why = "its answer ended without a last chunk"
+            try:
+                more = await self._answer.read(took)
+            except AnswerBroke as broke:
+                more, why = False, str(broke)
+            if not more:
+                took(await self._last_newline(why))
+        if self._failure is not None and not enough:
+            await self._fail(self._failure)
+        return not self.ended
+
+    def _judge(self, block: bytes) -> bytes:
+        """Look at the lines that `block` completes; return what can be passed on, the block itself where that is all of it."""
+        data = self._held + block if self._held else block
+        self._held = b""
+        start = self._pass_many(data)
+        if start == len(data):
+            return data
+        changed: list[bytes] = []
+        as_it_is = 0
         try:
-            why, block = "its answer ended without a last chunk", await self._answer.read_block()
-        except AnswerBroke as broke:
-            why, block = str(broke), b""
-        if not block:
-            await self._end(why)
-            return
-        passed: list[bytes] = []
-        try:
-            *whole, rest = block.split(b"\n")
-            for piece in whole:
-                await self._line_end(piece, passed)
-                if self.ended:
-                    return
-            self._line_part(rest, passed)
-        except MlxsupError as failure:
+            while not self.ended and (end := data.find(b"\n", start)) >= 0:
+                instead = self._finish_line(data[start:end])
+                if instead is not None:
+                    changed += (data[as_it_is:start], instead)
+                    as_it_is = end + 1
+                start = end + 1
+            if not self.ended:
+                start = self._begin_line(data, start)
+        except (MlxsupError, AnswerBroke) as failure:
             self._answer.close()
-            self._failure = self._answer.testify(failure)
-        finally:
-            if passed:
-                self._ready.append(b"".join(passed))
+            self._failure = self._answer.testify(failure) if isinstance(failure, MlxsupError) else failure
+        passed = data[as_it_is:start]
+        return b"".join((*changed, passed)) if changed else passed
 
-    def _line_part(self, piece: bytes, passed: list[bytes]) -> None:
-        if self._long is not None:
-            self._long.feed(piece)
-            passed.append(piece)
-            return
-        self._held += piece
-        if len(self._held) > LONG_LINE:
-            self._long = Skeleton()
-            self._long.feed(self._held)
-            passed.append(bytes(self._held))
-            self._held.clear()
+    def _pass_many(self, data: bytes) -> int:
+        """Judge short whole lines all at once; return where they end, 0 where anything about them is out of the ordinary."""
+        end = data.rfind(b"\n") + 1
+        if self._long is not None or end > SHORT_LINES * data.count(b"\n"):
+            return 0
+        return end if self._answer.accept_all(data[:end]) else 0
 
-    async def _line_end(self, piece: bytes, passed: list[bytes]) -> None:
-        self._line_part(piece, passed)
-        if self._long is not None:
-            chunk = self._answer.decode(self._long.json)
-            self._long = None
-            passed.append(b"\n")
-            await self._accept(chunk)
-            return
-        line = bytes(self._held).strip()
-        self._held.clear()
-        if line:
+    def _finish_line(self, line: bytes) -> bytes | None:
+        """Judge a line, or the last piece of a long one; return what is to be passed on instead, None for the line itself."""
+        if self._long is None and len(line) <= LONG_LINE:
+            if not line or line.isspace():
+                return b""
             chunk = self._answer.decode(line)
-            await self._accept(chunk)
-            passed.append(self._with_seed(line, chunk) + b"\n")
+        else:
+            skeleton, self._long = self._long or Skeleton(), None
+            skeleton.feed(line)
+            line, chunk = b"", self._answer.decode(skeleton.json)
+        self._answer.accept(chunk)
+        if not chunk.done:
+            return None
+        self.ended = True
+        return self._with_seed(line) if line and chunk.seed is None else None
 
-    async def _end(self, why: str) -> None:
+    def _begin_line(self, data: bytes, start: int) -> int:
+        """Keep the line that begins, or goes on, at `start`; return up to where it can be passed on already."""
+        rest = data[start:]
+        if self._long is None and len(rest) <= LONG_LINE:
+            self._held = rest
+            return start
+        self._long = self._long or Skeleton()
+        self._long.feed(rest)
+        return len(data)
+
+    async def _last_newline(self, why: str) -> bytes:
         """The answer is over: its last line may lack no more than its newline."""
-        rest = bytes(self._held if self._long is None else self._long.json).strip()
+        rest = (self._held if self._long is None else bytes(self._long.json)).strip()
         if not is_last_chunk(rest):
             await self._answer.fail(f"{why}, in the middle of a line" if rest else why)
-        passed: list[bytes] = []
-        await self._line_end(b"", passed)
-        self._ready.append(b"".join(passed))
+        return b"\n"
 
-    async def _accept(self, chunk: CompletionChunk) -> None:
-        await self._answer.accept(chunk)
-        self.ended = chunk.done
+    async def _fail(self, failure: MlxsupError | AnswerBroke) -> NoReturn:
+        if isinstance(failure, AnswerBroke):
+            await self._answer.fail(str(failure))
+        raise failure
 
-    def _with_seed(self, line: bytes, chunk: CompletionChunk) -> bytes:
-        """Report the seed that was chosen here, if the runner does not."""
-        if not chunk.done or chunk.seed is not None or self._seed is None:
-            return line
-        return line.removesuffix(b"}") + b',"seed":%d}' % self._seed
+    def _with_seed(self, line: bytes) -> bytes | None:
+        """Report the seed that was chosen here."""
+        return None if self._seed is None else line.rstrip().removesuffix(b"}") + b',"seed":%d}\n' % self._seed

@@ -22,10 +22,11 @@ async def connect_reader(make: Callable[[], P], descriptor: int) -> tuple[asynci
     opened a file of that number, which would be closed under its hands: there the file object owns nothing.
     """
     loop = asyncio.get_running_loop()
-    file = os.fdopen(descriptor, "rb", buffering=0, closefd=not _closes_twice(loop))
+    file = os.fdopen(descriptor, "rb", buffering=0, closefd=not on_uvloop(loop))
     return await loop.connect_read_pipe(make, file)
 
 
-def _closes_twice(loop: asyncio.AbstractEventLoop) -> bool:
+def on_uvloop(loop: asyncio.AbstractEventLoop) -> bool:
+    """Tell whether this is uvloop's."""
     uvloop = sys.modules.get("uvloop")
     return uvloop is not None and isinstance(loop, uvloop.Loop)

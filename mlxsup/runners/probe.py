@@ -6,16 +6,19 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable
-from contextlib import suppress
 from typing import Any
 
 import aiohttp
 
 from mlxsup.config import ModelSettings
 from mlxsup.engines import Address, Engine, Finding, Verdict
+from mlxsup.protocol import RunnerMemory
+from mlxsup.runners.connecting import UnixConnector
+from mlxsup.runners.reading import read_in_pieces
+from mlxsup.shortages import describe_shortage, is_shortage
 
 MAX_BODY = 64 * 1024
-READ_AHEAD = 32 * 1024
+READ_AHEAD = 16 * 1024
 """Bytes of an answer that wait for a slow client before the runner is slowed down: twice this, and what one read brings."""
 _LENGTH = re.compile(rb"^content-length: *(\d{1,9})\r?$", re.IGNORECASE | re.MULTILINE)
 
@@ -33,35 +36,57 @@ class Probe:
             f"GET {self._path} HTTP/1.1\r\nHost: {host}\r\nAccept: */*\r\nConnection: close\r\n\r\n".encode()
         )
         self.silence = ""
+        self.reached = False
+        """Whether anybody took the connection of the last `ask`, whatever came of it."""
+        self._heard = b""
+        self._memory: RunnerMemory | None = None
+
+    @property
+    def memory(self) -> RunnerMemory | None:
+        """What the runner said of its own memory in its last answer, if it says such things."""
+        if self._heard:
+            self._memory = self._engine.read_memory(self._heard.partition(b"\r\n\r\n")[2])
+            self._heard = b""
+        return self._memory
 
     async def ask(self, limit: float) -> Finding | None:
         """Return what the engine reads out of the answer; None when none came within `limit` seconds, `silence` says how."""
+        self.reached = True
         try:
             async with asyncio.timeout(limit):
                 return await (self._knock() if self._path == "none" else self._get())
         except TimeoutError:
             self.silence = f"{self._path} did not answer within {limit:g} s"
-        except (aiohttp.ClientError, OSError):
-            self.silence = "nothing answers yet"
+        except (aiohttp.ClientError, OSError) as error:
+            self.reached = isinstance(error, aiohttp.ClientError) and not isinstance(
+                error, aiohttp.ClientConnectorError
+            )
+            self.silence = describe_shortage(error) if is_shortage(error) else "nothing answers yet"
         return None
 
-    async def is_answered(self, limit: float) -> bool:
+    async def is_answered(self, limit: float) -> bool | None:
         """Tell whether anything answers within `limit` seconds, whatever it says: for runners that idle, for months.
 
+        None when nobody could be asked, because we ourselves are out of descriptors or memory.
         Unlike `ask` it does not parse, which would cost several times as much. The answer is read to its end all the same: a server whose client has
         left in the middle may write a traceback about it.
         """
         at, heard = self._address, b""
         loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX if at.socket else socket.AF_INET) as line, suppress(OSError, TimeoutError):
-            line.setblocking(False)
-            async with asyncio.timeout(limit):
-                await loop.sock_connect(line, at.socket or (at.host, at.port))
-                if self._path == "none":
-                    return True
-                await loop.sock_sendall(line, self._question)
-                while not _whole(heard) and (part := await loop.sock_recv(line, MAX_BODY)):
-                    heard += part
+        try:
+            with socket.socket(socket.AF_UNIX if at.socket else socket.AF_INET) as line:
+                line.setblocking(False)
+                async with asyncio.timeout(limit):
+                    await loop.sock_connect(line, at.socket or (at.host, at.port))
+                    if self._path == "none":
+                        return True
+                    await loop.sock_sendall(line, self._question)
+                    while not _whole(heard) and (part := await loop.sock_recv(line, MAX_BODY)):
+                        heard += part
+        except OSError as error:  # a TimeoutError is one, too
+            if is_shortage(error):
+                return None
+        self._heard = heard
         return heard.startswith(b"HTTP/")
 
     async def _get(self) -> Finding:
@@ -93,10 +118,11 @@ def open_session(address: Address, connect_timeout: float) -> aiohttp.ClientSess
     costs a fraction of a millisecond.
     """
     connector: aiohttp.BaseConnector = (
-        aiohttp.UnixConnector(address.socket, limit=0, force_close=True)
+        UnixConnector(address.socket, limit=0, force_close=True)
         if address.socket
         else aiohttp.TCPConnector(limit=0, force_close=True)
     )
+    read_in_pieces(connector)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import termios
@@ -20,13 +21,20 @@ from typing import Any
 import anyio
 import msgspec
 
-from mlxsup.errors import LoadFailed
-from mlxsup.runners import marks, spawning
-from mlxsup.runners.output import STREAMS, Cause, OutputRecord, Stream
+from mlxsup.errors import MlxsupError
+from mlxsup.runners import marks, procfs, spawning
+from mlxsup.runners.output import STREAMS, Cause, OutputRecord, Stream, shown
 from mlxsup.runners.pipes import connect_reader
+from mlxsup.shortages import describe_shortage
+
+log = logging.getLogger(__name__)
 
 DRAIN_LIMIT = 1.0
 KILL_WAIT = 5.0
+GROUP_LOOK = 0.02
+"""Seconds between two looks at a group whose leader has ended, while what is left of it ends in its own way."""
+BLIND_LOOK = 0.25
+"""Seconds between two looks for what is left, while there are no descriptors to look with."""
 _DRAIN_PAUSE = 0.001
 
 
@@ -44,7 +52,7 @@ class ExitRecord(msgspec.Struct, frozen=True, kw_only=True):
     def describe(self) -> str:
         """Return `exit code 3` or `SIGKILL`, with the last error behind it where there is one."""
         how = f"exit code {self.code}" if self.signal is None else _signal_name(self.signal)
-        return f"{how}: {self.last_error}" if self.last_error else how
+        return f"{how}: {shown(self.last_error)}" if self.last_error else how
 
     def details(self) -> dict[str, Any]:
         """Return the facts for an error's details."""
@@ -114,10 +122,13 @@ class Process:
         self.pid = child.pid
         self.mark = mark
         self.output = output
+        output.pid = self.pid
         self.started = time.monotonic()
         self.activity = Activity()
         self._pumps: list[tuple[asyncio.ReadTransport, _Pump, int]] = []
         self._exit: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
+        self._grace_ends: float | None = None
+        self._blind = False
 
     @classmethod
     async def spawn(
@@ -135,13 +146,14 @@ class Process:
 
         Raises:
             EngineUnavailable: the program is not there, not executable, or not for this machine.
-            LoadFailed: the system has no room for another process or descriptor; another try may succeed.
+            ResourceExhausted: the system has no room for another process or descriptor; another try may succeed.
+            LoadFailed: it cannot be started for another reason.
         """
         whole = asyncio.create_task(cls._spawn(argv, {**env, marks.MARK: mark}, cwd, mark, output, pass_fds, stdin))
         try:
             return await asyncio.shield(whole)
         except asyncio.CancelledError:  # half a child is worse than a late one: have it whole, then end it
-            with anyio.CancelScope(shield=True), suppress(LoadFailed):
+            with anyio.CancelScope(shield=True), suppress(MlxsupError):
                 process = await whole
                 process.signal_group(signal.SIGKILL)
                 await process.watch()
@@ -171,6 +183,7 @@ class Process:
                 with spawning.kept_private(inheritable):
                     child = await asyncio.create_subprocess_exec(
                         *argv,
+                        **spawning.signals_reset(),
                         stdin=stdin,
                         stdout=ends["stdout"],
                         stderr=ends["stderr"],
@@ -199,9 +212,13 @@ class Process:
         return await asyncio.shield(self._exit)
 
     async def watch(self) -> ExitRecord:
-        """Wait for the end, end the rest of the group, read the output to its end, and publish the exit record."""
+        """Wait for the end, end the rest of the group, read the output to its end, and publish the exit record.
+
+        A child that was asked to stop may be a wrapper that ends at once: what it started has the rest of the grace.
+        """
         status = await self._child.wait()
         at = time.monotonic()
+        await self._rest_of_grace()
         self.signal_group(signal.SIGKILL)
         await self._drain_output()
         record = ExitRecord(
@@ -224,23 +241,37 @@ class Process:
             os.killpg(self.pid, number)
 
     async def stop(self, number: signal.Signals, grace: float) -> bool:
-        """Ask the group to end, wait `grace` seconds, then kill it and what carries its mark; True when it was reaped.
+        """Ask the group to end, wait `grace` seconds for all of it, then kill it; True when the child was reaped.
 
         A stopped (SIGSTOP) child is continued, or the signal would never reach it.
         """
         if self.exited is None:
+            ends = time.monotonic() + grace
+            self._grace_ends = ends if self._grace_ends is None else min(ends, self._grace_ends)
             self.signal_group(number)
             self.signal_group(signal.SIGCONT)
             if not await self._reaped_within(grace):
+                self._grace_ends = 0.0
                 self.signal_group(signal.SIGKILL)
         return await self._reaped_within(KILL_WAIT)
 
-    async def sweep(self) -> list[int]:
-        """Kill what is left of the group and what carries the mark; return the pids that would not go."""
-        left: list[int] = []
-        limit = time.monotonic() + KILL_WAIT
+    async def sweep(self) -> list[int] | None:
+        """Kill what is left of the group and what carries the mark; return the pids that would not go.
+
+        None when nothing could be seen all the time, because we are out of descriptors: sweep again.
+        """
+        limit = blind_until = time.monotonic() + KILL_WAIT
+        known: dict[int, str] = {}
         while True:
-            left = await asyncio.to_thread(self._leavings)
+            try:
+                left = await asyncio.to_thread(self._leavings, known)
+            except OSError as error:
+                self._note_blind(error)
+                if time.monotonic() > blind_until:
+                    return None
+                await asyncio.sleep(BLIND_LOOK)
+                limit = time.monotonic() + KILL_WAIT
+                continue
             if left:
                 self.signal_group(signal.SIGKILL)
             marks.kill(left)
@@ -248,8 +279,28 @@ class Process:
                 return left
             await asyncio.sleep(0.01)
 
-    def _leavings(self) -> list[int]:
-        return sorted({*marks.marked(self.mark), *marks.group_members(self.pid)})
+    def _note_blind(self, error: OSError) -> None:
+        if not self._blind:
+            log.warning("cannot see yet what %d left behind: %s", self.pid, describe_shortage(error))
+        self._blind = True
+
+    def _leavings(self, known: dict[int, str]) -> list[int]:
+        """Return what is left, and add it to what is known of: while it dies it has no environment, and thus no mark."""
+        found = {*marks.marked(self.mark), *marks.group_members(self.pid)}
+        known.update((pid, procfs.start_time(pid)) for pid in found - known.keys())
+        dying = {pid for pid, start in known.items() if procfs.is_running(pid) and procfs.start_time(pid) == start}
+        return sorted(found | dying)
+
+    async def _rest_of_grace(self) -> None:
+        while time.monotonic() < (self._grace_ends or 0.0) and await self._has_group():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(GROUP_LOOK)
+
+    async def _has_group(self) -> bool:
+        """Whether anything of the group is left; what we have no descriptors to look at may be."""
+        try:
+            return bool(await asyncio.to_thread(marks.group_members, self.pid))
+        except OSError:
+            return True
 
     async def _reaped_within(self, seconds: float) -> bool:
         done, _ = await asyncio.wait({self._exit}, timeout=seconds)

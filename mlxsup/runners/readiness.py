@@ -14,9 +14,11 @@ from mlxsup.engines import Address, Finding, Verdict
 from mlxsup.errors import LoadFailed, LoadTimeout
 from mlxsup.runners import footprint
 from mlxsup.runners.listener import Owner, owner
+from mlxsup.runners.output import shown
 from mlxsup.runners.pipes import connect_reader
 from mlxsup.runners.probe import Probe
 from mlxsup.runners.process import Process
+from mlxsup.shortages import describe_shortage
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ class Readiness:
         self._probe = probe
         self._load_timeout = load_timeout
         self._check_owner = address.transport == "tcp" and model.check_listener
-        self._owner: asyncio.Task[Owner] | None = None
+        self._owner: asyncio.Task[Owner | None] | None = None
         self._moved = process.started
         self._resident = 0
         self._looked = 0.0
@@ -114,9 +116,10 @@ class Readiness:
         while True:
             seen = activity.count
             finding = await race(self._ask(), interrupted)
-            if finding.verdict is Verdict.READY and await race(self._is_ours(), interrupted):
+            ours = finding.verdict is Verdict.LOADING or await race(self._is_ours(), interrupted)
+            if finding.verdict is Verdict.READY and ours:
                 return
-            if finding.verdict is Verdict.FAILED:
+            if finding.verdict is Verdict.FAILED and ours:
                 raise LoadFailed(finding.detail, details={"stage": "loading", "model": self._model.name})
             self.detail = finding.detail or self.detail
             if await race(self._note_progress(finding), interrupted):
@@ -137,26 +140,39 @@ class Readiness:
             finding = await race(self._probe.ask(PROBE_TIMEOUT), self._told_ready)
         except Interrupted:
             return Finding(Verdict.READY)
-        if finding is None:
-            return Finding(Verdict.LOADING, detail=self._probe.silence)
-        self._note_answer()
-        return finding
+        if self._probe.reached:
+            self._note_answer()
+        return finding or Finding(Verdict.LOADING, detail=self._probe.silence)
 
     def _note_answer(self) -> None:
-        """Look up who it is that answers, once and off the loop, while the load goes on."""
+        """Look up who it is that answers, once and off the loop, while the load goes on; a stranger ends it at once."""
+        if self._owner is not None and self._owner.done() and self._owner.result() is None:
+            self._owner = None
         if self._check_owner and self._owner is None:
-            look = asyncio.to_thread(owner, self._address, self._process.pid, self._process.mark)
+            look = self._look_for_owner()
             self._owner = asyncio.create_task(look, name=f"mlxsup owner of {self._address}")
+        elif self._owner is not None and self._owner.done() and self._owner.result() is Owner.STRANGER:
+            raise StrangerListens
+
+    async def _look_for_owner(self) -> Owner | None:
+        """Return who listens, None when that cannot be seen now; the next look may succeed."""
+        try:
+            return await asyncio.to_thread(owner, self._address, self._process.pid, self._process.mark)
+        except OSError as error:
+            self.detail = f"cannot look who listens on {self._address}: {describe_shortage(error)}"
+            return None
 
     async def _is_ours(self) -> bool:
+        """Tell whether it is our runner that says it is ready, or will never be; False when that is to be asked again."""
         self._note_answer()
-        if self._owner is not None:
-            found = await asyncio.shield(self._owner)
-            if found is Owner.STRANGER:
-                raise StrangerListens
-            if found is Owner.UNKNOWN:
-                log.info("cannot tell who listens on %s; taken for the runner of %s", self._address, self._model.name)
-        return True
+        if self._owner is None:
+            return True
+        found = await asyncio.shield(self._owner)
+        if found is Owner.STRANGER:
+            raise StrangerListens
+        if found is Owner.UNKNOWN:
+            log.info("cannot tell who listens on %s; taken for the runner of %s", self._address, self._model.name)
+        return found is not None
 
     async def _note_progress(self, finding: Finding) -> bool:
         """Move the deadline on when health progress or resident memory grew; True for the former."""
@@ -183,7 +199,7 @@ class Readiness:
 
     def _timeout(self, what: str) -> LoadTimeout:
         last = self._process.output.last_error
-        told = f"; its last words: {last}" if last else ""
+        told = f"; its last words: {shown(last)}" if last else ""
         return LoadTimeout(
             f"{self._model.name} {what} ({self.detail}){told}",
             details={

@@ -14,9 +14,12 @@ import aiohttp
 import msgspec
 from aiohttp import hdrs
 
-from mlxsup.errors import BY_CODE, BadAnswer, MlxsupError, RunnerError, Stalled
+from mlxsup.errors import BY_CODE, BadAnswer, MlxsupError, ResourceExhausted, RunnerError, Stalled
 from mlxsup.protocol import CompletionChunk, CompletionRequest
+from mlxsup.runners.alarm import Alarm
 from mlxsup.runners.liveness import Pulse
+from mlxsup.runners.reading import Reader, Take
+from mlxsup.shortages import is_shortage
 
 MAX_LINE = 256 * 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
@@ -43,7 +46,7 @@ class Witness(Protocol):
 
 
 class AnswerBroke(Exception):
-    """The connection of an answer broke; what has come so far may still be whole."""
+    """An answer is broken, why its text says; what came before may still be whole."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,11 +93,15 @@ class LineFramer:
         return b"".join(self._parts)
 
 
+class _SilentError(Exception):
+    """Ends a wait for bytes that has lasted too long."""
+
+
 class Answer:
     """One streamed answer, read by the caller's own task; `close` aborts the work in the runner.
 
     Image work, which an answer with steps is too, must end with a picture and may report an error in its last line; a
-    preview is no such picture.
+    preview is no such picture. `started` tells whether its first chunk has come.
     """
 
     def __init__(
@@ -107,14 +114,18 @@ class Answer:
         pictures: bool = False,
     ) -> None:
         self._response = response
+        self._reader = Reader(response)
         self._limits = limits
+        self._limit = limits.first_chunk
+        self._alarm = Alarm(self._end_silence)
         self._witness = witness
         self._open = True
         self._first_awaited = True
         witness.pulse.answering += 1
         self._framer = LineFramer()
         self._lines: deque[bytes] = deque()
-        self._started = False
+        self.started = False
+        self._waits_since = 0.0
         self._waited = waited
         self._image_work = pictures
         self._image_seen = False
@@ -130,7 +141,10 @@ class Answer:
         """
         line = await self._next_line()
         chunk = self.decode(line)
-        await self.accept(chunk)
+        try:
+            self.accept(chunk)
+        except AnswerBroke as broke:
+            await self.fail(str(broke))
         return chunk
 
     def decode(self, line: bytes | bytearray) -> CompletionChunk:
@@ -147,48 +161,67 @@ class Answer:
             bad = BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}")
             raise self.testify(bad) from error
 
-    async def accept(self, chunk: CompletionChunk) -> None:
+    def accept(self, chunk: CompletionChunk) -> None:
         """Take note of the next chunk; its connection is dropped after the one with `done`.
 
         Raises:
             RunnerError: the chunk reports an error.
-            BadAnswer, RunnerDied: it says done without the picture it promised.
+            AnswerBroke: it says done without the picture it promised.
         """
-        self._image_work = self._image_work or chunk.preview or chunk.total is not None
-        self._image_seen = self._image_seen or (bool(chunk.image) and not chunk.preview)
-        if chunk.done and chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
-            self.close()
-            told = chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE]
-            raise self.testify(RunnerError(told, status=500))
-        if chunk.done and self._image_work and not self._image_seen:
-            await self.fail("it said done without a picture")
-        self._started = True
-        self._note_first()
+        self._note_picture(chunk)
         if chunk.done:
-            self.close()
+            self._accept_last(chunk)
+        else:
+            self._note_start()
 
-    async def read_block(self) -> bytes:
-        """Return the next bytes as they come, b"" at the end of the answer.
+    def accept_all(self, lines: bytes) -> bool:
+        """Take note of whole lines at once; False when `accept` has to see each: one is no chunk, or blank, or the last."""
+        try:
+            chunks = _decoder.decode_lines(lines)
+        except _UNREADABLE:
+            return False
+        if len(chunks) != lines.count(b"\n"):
+            return False
+        for chunk in chunks:
+            if chunk.done:
+                return False
+            if chunk.total is not None or chunk.image or chunk.preview:
+                self._note_picture(chunk)
+        if chunks and not self.started:
+            self._note_start()
+        return True
+
+    async def read(self, take: Take) -> bool:
+        """Hand bytes to `take` as they come until it wants no more for now; returns False at the end of the answer.
 
         Raises:
             AnswerBroke: the connection broke.
             Stalled: nothing came for as long as an answer may be silent.
+            Exception: what `take` raises.
         """
-        limit = self._limits.silence if self._started else self._limits.first_chunk
-        began = time.monotonic()
+
+        def took(block: bytes) -> bool:
+            now = time.monotonic()
+            self._witness.pulse.heard_at = now
+            self._waited = self._waited + now - self._waits_since if block.isspace() else 0.0
+            if not take(block):
+                return False
+            self._wait_from(now)
+            return True
+
+        self._wait_from(time.monotonic())
         try:
-            async with asyncio.timeout(limit - self._waited):
-                block = await self._response.content.readany()
-        except TimeoutError:
+            return await self._reader.read(took)
+        except _SilentError:
             self.close()
-            what = "nothing more" if self._started else "no first chunk"
-            stalled = Stalled(f"the runner sent {what} for {limit:g} s", details={"limit": limit})
+            what, stage = ("nothing more", "silence") if self.started else ("no first chunk", "first_chunk")
+            details = {"stage": stage, "limit": self._limit}
+            stalled = Stalled(f"the runner sent {what} for {self._limit:g} s", details=details)
             raise self.testify(stalled) from None
         except (aiohttp.ClientError, OSError) as error:
             raise AnswerBroke(f"its answer broke off: {error}") from error
-        self._witness.pulse.beat()
-        self._waited = self._waited + time.monotonic() - began if block.isspace() else 0.0
-        return block
+        finally:
+            self._alarm.hush()
 
     def testify(self, error: MlxsupError) -> MlxsupError:
         """Add the runner's last words to an error; adding them twice changes nothing."""
@@ -205,7 +238,15 @@ class Answer:
         if self._open:
             self._open = False
             self._witness.pulse.answering -= 1
+        self._alarm.cancel()
         self._response.close()
+
+    def _wait_from(self, now: float) -> None:
+        self._waits_since = now
+        self._alarm.set(now + self._limit - self._waited)
+
+    def _end_silence(self) -> None:
+        self._reader.break_off(_SilentError())
 
     async def _next_line(self) -> bytes:
         while True:
@@ -214,22 +255,42 @@ class Answer:
                 if line.strip():
                     return line
             try:
-                block = await self.read_block()
+                if not await self.read(self._frame):
+                    return await self._last_line("its answer ended without a last chunk")
             except AnswerBroke as broke:
                 return await self._last_line(str(broke))
-            if not block:
-                return await self._last_line("its answer ended without a last chunk")
-            try:
-                self._lines.extend(self._framer.feed(block))
             except BadAnswer as bad:
                 self.close()
                 raise self.testify(bad) from None
+
+    def _frame(self, block: bytes) -> bool:
+        self._lines.extend(self._framer.feed(block))
+        return not self._lines
 
     async def _last_line(self, why: str) -> bytes:
         rest = self._framer.rest.strip()
         if is_last_chunk(rest):
             return rest
         return await self.fail(f"{why}, in the middle of a line" if rest else why)
+
+    def _accept_last(self, chunk: CompletionChunk) -> None:
+        if chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
+            self.close()
+            told = chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE]
+            raise self.testify(RunnerError(told, status=500))
+        if self._image_work and not self._image_seen:
+            raise AnswerBroke("it said done without a picture")
+        self._note_start()
+        self.close()
+
+    def _note_start(self) -> None:
+        self.started = True
+        self._limit = self._limits.silence
+        self._note_first()
+
+    def _note_picture(self, chunk: CompletionChunk) -> None:
+        self._image_work = self._image_work or chunk.preview or chunk.total is not None
+        self._image_seen = self._image_seen or (bool(chunk.image) and not chunk.preview)
 
     def _note_first(self) -> None:
         if self._first_awaited:
@@ -238,7 +299,7 @@ class Answer:
 
     def _may_fail_in_band(self, chunk: CompletionChunk) -> bool:
         """An image runner's last words, or a text that happens to begin with `error:`?"""
-        return self._image_work or (not self._started and chunk.eval_count is None)
+        return self._image_work or (not self.started and chunk.eval_count is None)
 
 
 def is_last_chunk(rest: bytes | bytearray) -> bool:
@@ -263,6 +324,7 @@ async def post_completion(
         RunnerError: the runner refused; its message, trimmed, and its status.
         MlxsupError: the class that belongs to the runner's own error code, where it is one of ours.
         RunnerDied, BadAnswer, Stalled: as for Answer.
+        ResourceExhausted: we have no descriptor to ask it with.
     """
     witness.pulse.waiting += 1
     began = time.monotonic()
@@ -287,8 +349,10 @@ async def _post(
         raise await witness.blame(f"it took no connection: {error}") from error
     except TimeoutError:
         late = f"the runner did not answer within {limits.first_chunk:g} s"
-        raise witness.testify(Stalled(late, details={"limit": limits.first_chunk})) from None
+        raise witness.testify(Stalled(late, details={"stage": "first_chunk", "limit": limits.first_chunk})) from None
     except (aiohttp.ClientError, OSError) as error:
+        if is_shortage(error):
+            raise ResourceExhausted.of("cannot ask the runner", error) from error
         raise await witness.blame(f"it did not take the request: {error}") from error
     raise witness.testify(runner_refusal(response.status, text, response.headers.get(hdrs.RETRY_AFTER)))
 

@@ -17,13 +17,14 @@ import msgspec
 
 from mlxsup.config import ModelSettings
 from mlxsup.engines import Address, Engine, Launch
-from mlxsup.errors import BadAnswer, LoadFailed, MlxsupError, RunnerDied, Unloaded
+from mlxsup.errors import BadAnswer, LoadFailed, MlxsupError, ResourceExhausted, RunnerDied, Unloaded
 from mlxsup.protocol import CompletionRequest
 from mlxsup.runners import environment
 from mlxsup.runners.addresses import AddressBook
-from mlxsup.runners.footprint import Sight
+from mlxsup.runners.footprint import Sight, Watched
 from mlxsup.runners.guard import Guard
 from mlxsup.runners.liveness import Patience, Pulse, wedged
+from mlxsup.runners.marks import SUPERVISOR_PID
 from mlxsup.runners.output import OutputRecord, Stream
 from mlxsup.runners.passage import Passage
 from mlxsup.runners.probe import Probe, open_session
@@ -36,12 +37,11 @@ from mlxsup.runners.readiness import (
     race,
 )
 from mlxsup.runners.relay import Answer, Limits, post_completion
+from mlxsup.shortages import is_shortage
 
 log = logging.getLogger(__name__)
 
 ADDRESS_TRIES = 3
-SUPERVISOR_PID = "MLXSUP_SUPERVISOR_PID"
-"""Tells a runner whose end it should not outlive; ours look whether that is still their parent."""
 TELL_AFTER = 0.5
 """How long the clean-up after a failed load may delay the news of it."""
 STOPPED_FOR = 0.8
@@ -154,12 +154,20 @@ class Runner:
         """The first and last lines of its error output."""
         return self._output.last_words()
 
-    def note_sight(self, sight: Sight, used: Mapping[str, int]) -> None:
-        """Take what the process looks like just now and uses of each device; one still stopped a moment later is ended."""
+    def watched(self) -> Watched:
+        """Return what there is to know of it for a look at it."""
+        told = self._probe.memory if self._probe is not None else None
+        return Watched(self.pid, self.shares, not self._loaded or self.pulse.users > 0, told)
+
+    def note_sight(self, sight: Sight, used: Mapping[str, int], needed: Mapping[str, int]) -> None:
+        """Take what the process looks like just now; one still stopped a moment later is ended.
+
+        `used` is bytes by device as they count now, `needed` as they would with nobody to share pages with.
+        """
         if self.pid < 0 or sight.resident == 0:
             return
         self.used = used
-        for device, size in used.items():
+        for device, size in needed.items():
             self.peak[device] = max(size, self.peak.get(device, 0))
         if not sight.stopped:
             self._stopped_since = None
@@ -250,6 +258,8 @@ class Runner:
         except MlxsupError as error:
             return error
         except Exception as error:
+            if is_shortage(error):
+                return ResourceExhausted.of(f"cannot run {self.model.name}", error, model=self.model.name)
             log.exception("unexpected failure while running %s", self.model.name)
             return LoadFailed(f"unexpected failure: {error!r}", details={"model": self.model.name})
         return None if self._stopping.is_set() else self._unwanted_end()
@@ -263,7 +273,7 @@ class Runner:
         self._give_up(await wedged(self.pulse, patience, self._still_answers))
         await self._interrupted
 
-    async def _still_answers(self) -> bool:
+    async def _still_answers(self) -> bool | None:
         return self._probe is not None and await self._probe.is_answered(self.model.probe_timeout)
 
     def _give_up(self, why: str) -> None:
@@ -381,13 +391,20 @@ class Runner:
 
     async def _end_process(self) -> None:
         """Stop the process if it runs, see that nothing of it is left, give back what it held."""
+        try:
+            await self._end_and_see()
+        except Exception:  # one runner's end must not be the end of all
+            log.exception("unexpected failure while ending %s", self.model.name)
+
+    async def _end_and_see(self) -> None:
         process, session = self._process, self._session
         if process is not None:
             number = getattr(signal, self.model.stop_signal) if self.model.stop_signal else self._engine.stop_signal
             reaped = await process.stop(number, self.model.stop_grace)
             left = await process.sweep()
-            while (not reaped or left) and not self._abandoned:
-                self._notify(RunnerStuck(self.model.name, self.generation, left or [process.pid]))
+            while (not reaped or left != []) and not self._abandoned:
+                if not reaped or left:
+                    self._notify(RunnerStuck(self.model.name, self.generation, left or [process.pid]))
                 reaped = await process.stop(signal.SIGKILL, self.model.stop_grace)
                 left = await process.sweep()
             if self._watcher is not None:
@@ -415,7 +432,9 @@ class Runner:
         )
 
     def _log_line(self, stream: Stream, line: str, *, is_error: bool) -> None:
-        log.log(logging.WARNING if is_error else logging.INFO, line, extra={**self._facts(), "stream": stream})
+        pid = self._output.pid  # ours may not be known yet: a child may be quicker than who has started it
+        facts = {**self._facts(), "pid": pid, "stream": stream}
+        log.log(logging.WARNING if is_error else logging.INFO, line, extra=facts)
 
     def _facts(self) -> dict[str, Any]:
         return {"model": self.model.name, "pid": self.pid, "generation": self.generation}

@@ -1,7 +1,7 @@
 """The little process that outlives a SIGKILL of its supervisor and cleans up after it.
 
-It reads orders from a pipe on its standard input, one a line: `watch PGID START`, `forget PGID`, `bye`. When the pipe or the
-supervisor ends without `bye`, every watched group, and every process with the supervisor's mark, gets SIGKILL, and
+It reads orders from a pipe on its standard input, one a line: `watch PGID START`, `forget PGID`, `ping`, `bye`; to a ping it
+says that it is there. When the pipe or the supervisor ends without `bye`, every watched group, and every process with the supervisor's mark, gets SIGKILL, and
 the folder of sockets is removed. It imports as little as it can: it lives as long as the daemon.
 """
 
@@ -33,10 +33,11 @@ def _clean_up(groups: dict[int, str], mark: str, folder: str) -> None:
     for _ in range(ROUNDS):
         for pgid, started in groups.items():
             _end_group(pgid, started)
-        left = marks.marked(mark)
-        marks.kill(left)
-        if not left and not any(marks.group_members(pgid) for pgid in groups):
-            break
+        with suppress(OSError):  # no descriptors left in the whole system: nothing is known then
+            left = marks.marked(mark)
+            marks.kill(left)
+            if not left and not any(marks.group_members(pgid) for pgid in groups):
+                break
         time.sleep(PAUSE)
     with suppress(OSError):
         for name in os.listdir(folder):
@@ -56,6 +57,9 @@ def main() -> None:
             groups[int(words[0])] = words[1]
         elif verb == "forget":
             groups.pop(int(words[0]), None)
+        elif verb == "ping":
+            with suppress(OSError):  # the supervisor has just died
+                os.write(1, b"here\n")
         elif verb == "bye":
             return
     _clean_up(groups, mark, folder)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
-from mlxsup.errors import EngineUnavailable, LoadFailed
+from mlxsup.errors import EngineUnavailable, LoadFailed, ResourceExhausted
+from mlxsup.runners.pipes import on_uvloop
+from mlxsup.shortages import is_shortage
 
 SPAWN_DESCRIPTORS = 16
 """Descriptors that a spawn may need at once, on either loop."""
 
+_RESTORED = frozenset((signal.SIGPIPE, signal.SIGXFSZ))
+"""What Python ignores itself, and `subprocess` does not let a child inherit."""
 _TEXT_LOOK = 512
 _PERMANENT = frozenset(
     (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG)
@@ -21,11 +28,8 @@ _REASONS = {
     errno.ENOENT: "no such file",
     errno.EACCES: "not executable",
     errno.ENOEXEC: "not a program for this machine",
-    errno.EMFILE: "this process has no descriptors left (ulimit -n)",
-    errno.ENFILE: "the system has no descriptors left",
-    errno.EAGAIN: "the system has no room for another process (ulimit -u)",
-    errno.ENOMEM: "the system has no memory for another process",
 }
+_NO_ROOM = "the system has no room for another process (ulimit -u)"
 
 
 def prepare(argv: Sequence[str], env: Mapping[str, str]) -> list[int]:
@@ -82,6 +86,29 @@ def kept_private(inheritable: Sequence[int]) -> Iterator[None]:
                 os.set_inheritable(fd, True)
 
 
+def signals_reset() -> dict[str, Any]:
+    """Return what has a child begin with no signal ignored or blocked, for `create_subprocess_exec`.
+
+    A host that ignores SIGINT, as one that a script starts in the background, or blocks SIGTERM, would otherwise have runners
+    that cannot be asked to stop. uvloop does so by itself. asyncio needs a function between fork and exec for it, and then
+    cannot use vfork: only where something is ignored or blocked, which is rare.
+    """
+    if on_uvloop(asyncio.get_running_loop()) or not (signal.pthread_sigmask(signal.SIG_BLOCK, ()) or _ignored()):
+        return {}
+    return {"preexec_fn": _reset_signals}
+
+
+def _ignored() -> list[int]:
+    """The signals that this program ignores, but for those that `subprocess` takes care of."""
+    return [number for number in signal.valid_signals() - _RESTORED if signal.getsignal(number) is signal.SIG_IGN]
+
+
+def _reset_signals() -> None:
+    for number in _ignored():
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def _descriptors() -> list[int]:
     return [int(name) for name in os.listdir("/dev/fd") if name.isdecimal()]
 
@@ -92,9 +119,15 @@ def _is_inheritable(fd: int) -> bool:
     return False
 
 
-def spawn_error(program: str, error: OSError | ValueError, cwd: str | None = None) -> LoadFailed:
+def spawn_error(
+    program: str, error: OSError | ValueError, cwd: str | None = None
+) -> EngineUnavailable | LoadFailed | ResourceExhausted:
     """Turn a failed spawn into the error a caller sees."""
     number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EAGAIN:
+        return ResourceExhausted(f"cannot start {program}: {_NO_ROOM}", details={"stage": "spawn", "errno": number})
+    if isinstance(error, OSError) and is_shortage(error):
+        return ResourceExhausted.of(f"cannot start {program}", error, stage="spawn")
     permanent = number in _PERMANENT or isinstance(error, ValueError)
     why = _REASONS.get(number or 0) or getattr(error, "strerror", None) or str(error)
     what = program

@@ -15,7 +15,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import deciding, exits, flood, idle, passage, readiness, relay, sentinel, spawn
+from tests.bench import deciding, exits, flood, idle, passage, readiness, relay, sentinel, spawn, status
 
 BENCHES: dict[str, Callable[[int], Awaitable[Table]]] = {
     "readiness": readiness.measure,
@@ -26,6 +26,7 @@ BENCHES: dict[str, Callable[[int], Awaitable[Table]]] = {
     "flood": flood.measure,
     "relay": relay.measure,
     "passage": passage.measure,
+    "status": status.measure,
     "decision": deciding.cost,
     "orders": deciding.orders,
 }

@@ -7,7 +7,7 @@ import time
 
 from rich.table import Table
 
-from mlxsup.simulation import RIVALS, TRACES, Setting, bound, compare, replay, scheduler_for
+from mlxsup.simulation import RIVALS, TRACES, Setting, compare, farthest, replay, scheduler_for
 from tests.bench.figures import grid, median
 
 SEEDS = 20
@@ -37,7 +37,7 @@ async def orders(repeats: int) -> Table:
     """Return how long requests wait under each order, and how far that is from who knows the future."""
     del repeats
     caption = f"seconds waited in all / by 99 of 100; medians of {SEEDS} seeds, {REQUESTS:,} requests, 40 models, a quarter fits"
-    table = grid("who goes", caption, "load", *RIVALS, "loads x bound")
+    table = grid("who goes", caption, "load", *RIVALS, "loads x offline")
     for kind, (make_models, make_trace) in TRACES.items():
         runs, ratios = [], []
         for seed in range(SEEDS):
@@ -47,7 +47,8 @@ async def orders(repeats: int) -> Table:
             sizes = [model.size for model in models]
             setting = Setting(memory=max(*sizes, sum(sizes) // 4), queue=10**6, min_residency=0.0)
             runs.append(compare(models, trace, setting))
-            ratios.append(runs[-1][next(iter(RIVALS))].load_seconds / bound(models, trace, setting))
+            ours = runs[-1][next(iter(RIVALS))]
+            ratios.append(ours.load_seconds / farthest(models, ours.served, setting.memory))
         cells = [
             f"{median([run[name].waited for run in runs]):,.0f} / {median([run[name].p99 for run in runs]):.1f}"
             for name in RIVALS

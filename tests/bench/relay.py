@@ -92,7 +92,7 @@ async def ask(side: Side, prompt: str, streams: int) -> tuple[float, float, int]
 
 async def measure(repeats: int) -> Table:
     """Ask each side in turn, for paced streams and for a burst."""
-    rounds = max(1, repeats // 10)
+    rounds = max(3, repeats // 10)
     table = grid(
         "relay: CPU time of the relaying process for each chunk of 60 bytes",
         f"medians of {rounds} rounds; us. Paced: one each {PAUSE * 1000:g} ms a stream; burst: as fast as they are taken",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,14 @@ async def until(true: Callable[[], object], limit: float = LIMIT) -> float:
         assert elapsed < limit, f"not within {limit} s"
         await anyio.sleep(0.002)
     return time.monotonic() - began
+
+
+async def promised(limit: float, attempt: Callable[[], Awaitable[float]], tries: int = 5) -> None:
+    """See that the best of some attempts takes less: a busy machine does not slow every one of them, a built-in delay does."""
+    took: list[float] = []
+    while not took or (min(took) >= limit and len(took) < tries):
+        took.append(await attempt())
+    assert min(took) < limit, f"promised are {limit:g} s, it took {', '.join(f'{each:.3f}' for each in took)}"
 
 
 async def state_is(sup: Supervisor, *states: str, model: str = "m", limit: float = LIMIT) -> float:

@@ -28,9 +28,15 @@ LINUX = sys.platform == "linux"
 
 
 @contextmanager
-def keeper(loop: str, load: list[str], **models: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
-    """A program with a supervisor of its own, in which the models of `load` are loaded and the others asked for."""
-    command = [sys.executable, str(KEEPER), loop, json.dumps(models), json.dumps(load)]
+def keeper(
+    loop: str, load: list[str], states: dict[str, str] | None = None, **models: dict[str, Any]
+) -> Iterator[subprocess.Popen[str]]:
+    """A program with a supervisor of its own, in which the models of `load` are loaded and those of `states` go on from there.
+
+    `states` has `streaming`, `draining` or `stopping` for a model; those of neither are asked for and not waited for.
+    """
+    told = dict.fromkeys(load, "ready") | (states or {})
+    command = [sys.executable, str(KEEPER), loop, json.dumps(models), json.dumps(told)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as program:
         try:
@@ -75,6 +81,22 @@ def test_no_runner_and_no_grandchild_outlives_a_kill(tmp_path: Path, loop: str, 
         program.wait()
         until(lambda: not left_behind(record), 1.0)
         until(lambda: not any(map(alive, family)))  # the sentinel included
+    until(lambda: folders() <= before)
+
+
+@LOOPS
+@pytest.mark.parametrize("options", ["ignore", *(["setsid+ignore"] if LINUX else [])])
+def test_a_kill_while_runners_work_drain_and_stop_leaves_none(tmp_path: Path, loop: str, options: str) -> None:
+    record = Record(tmp_path)
+    scenario = f"record={record.path}; fork@ready={options}; ignore=SIGTERM+SIGINT; hang@1"
+    states = {state[0]: state for state in ("streaming", "draining")} | {"e": "stopping"}
+    models = dict.fromkeys(states, fake_runner(scenario, stop_grace="60s", drain_timeout="60s"))
+    before = folders()
+    with keeper(loop, [], states, **models) as program:
+        until(lambda: len(left_behind(record)) == 6 and record.lines("signal") == ["signal SIGTERM"])
+        program.kill()
+        program.wait()
+        until(lambda: not left_behind(record), 1.0)
     until(lambda: folders() <= before)
 
 

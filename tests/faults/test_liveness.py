@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -118,3 +119,48 @@ async def test_the_wall_clock_decides_nothing(monkeypatch: pytest.MonkeyPatch) -
             assert words(await collect(sup)) == "t1 t2 t3 "
         assert recorder.states("m") == ["starting", "ready"]
         assert report(sup).state == "ready"
+
+
+SINGLE = """
+import http.server, socket, sys, time
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(12):
+            self.wfile.write(b'{"content":"a"}\\n')
+            time.sleep(0.25)
+        self.wfile.write(b'{"done":true}\\n')
+        time.sleep(0.8)
+
+class Server(http.server.HTTPServer):
+    allow_reuse_address = allow_reuse_port = True
+
+    def server_bind(self):
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
+
+Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+async def test_one_that_tidies_up_after_a_long_answer_is_left_alone() -> None:
+    """It has a single thread, so that it answers no probe while it works nor just after."""
+    entry = {"engine": "command", "memory": "1MiB", "command": [sys.executable, "-I", "-S", "-c", SINGLE, "{port}"]}
+    async with supervisor(m={**entry, "probe_interval": "0.2s", "probe_timeout": "0.6s"}) as sup:
+        await sup.load("m")
+        pid = report(sup).pid
+        assert words(await collect(sup)) == 12 * "a"
+        await anyio.sleep(1.5)  # what is looked for is that nothing happens
+        assert (report(sup).state, report(sup).pid) == ("ready", pid)

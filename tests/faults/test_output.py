@@ -8,7 +8,7 @@ import pytest
 from mlxsup.errors import RunnerDied
 from mlxsup.testing import fake_runner
 
-from .house import LoopLag, collect, kill, report, rss, state_is, supervisor, words
+from .house import LoopLag, collect, kill, promised, report, rss, state_is, supervisor, words
 
 MIB = 1 << 20
 
@@ -17,14 +17,20 @@ async def test_a_hundred_megabytes_without_newline_cost_no_memory_and_block_nobo
     async with supervisor(m=fake_runner("flood@1=100; stderr@1=the tail; delay=0.05; tokens=2")) as sup:
         await sup.load("m")
         await anyio.sleep(0.1)
-        lag = LoopLag()
-        before = rss()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lag.measure)
-            assert words(await collect(sup)) == "t1 t2 "
-            tasks.cancel_scope.cancel()
-        assert rss() - before < 4 * MIB
-        assert lag.at(0.99) < 0.25  # the figure is 0.02, on a machine with nothing else to do
+        grown: list[int] = []
+
+        async def attempt() -> float:
+            lag = LoopLag()
+            before = rss()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(lag.measure)
+                assert words(await collect(sup)) == "t1 t2 "
+                tasks.cancel_scope.cancel()
+            grown.append(rss() - before)
+            return lag.at(0.99)
+
+        await promised(0.02, attempt)
+        assert min(grown) < 2 * MIB
         assert report(sup).state == "ready"
         assert sup.logs("m")[-1].endswith("the tail")
         assert sum(map(len, sup.logs("m"))) < 64 * 1024

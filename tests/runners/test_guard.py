@@ -6,6 +6,7 @@ import array
 import asyncio
 import fcntl
 import os
+import resource
 import signal
 import stat
 import sys
@@ -149,6 +150,53 @@ class TestDeath:
             guard._drop_pipe()  # as the kernel does when this program is killed
             with anyio.fail_after(LIMIT):
                 assert (await runner.process.wait()).signal == signal.SIGKILL
+
+    async def test_what_keeps_it_from_being_replaced_may_pass(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """No descriptors are left for a while: it is tried again without being asked for."""
+        monkeypatch.setattr(guard_module, "TRY_AGAIN", 0.05)
+        monkeypatch.setattr(guard_module, "MIN_LIFE", 0.0)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with guarding() as guard, child(SLEEPER) as runner:
+            await runner.heard.line("up")
+            await guard.ready()
+            guard.watch(runner.process.pid)
+            first = await the_sentinel()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            try:
+                os.kill(first, signal.SIGKILL)
+                await until(lambda: "no sentinel" in caplog.text)
+                await anyio.sleep(0.3)  # some tries in vain
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert caplog.text.count("no descriptors left") == 1
+            await until(lambda: guard._sentinel is not None and guard._sentinel.pid != first)
+            assert await the_sentinel() != first
+            guard._drop_pipe()
+            with anyio.fail_after(LIMIT):
+                assert (await runner.process.wait()).signal == signal.SIGKILL
+
+    async def test_one_that_was_stopped_is_replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By a debugger, or by mistake: it would do nothing when it is needed."""
+        monkeypatch.setattr(guard_module, "PING_EVERY", 0.1)
+        monkeypatch.setattr(guard_module, "SILENT_PINGS", 10)
+        async with guarding() as guard:
+            await guard.ready()
+            first = await the_sentinel()
+            os.kill(first, signal.SIGSTOP)
+            await until(lambda: guard._sentinel is not None and guard._sentinel.pid != first)
+            assert await the_sentinel() != first
+
+    async def test_one_that_does_its_work_is_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(guard_module, "PING_EVERY", 0.1)
+        monkeypatch.setattr(guard_module, "SILENT_PINGS", 10)
+        async with guarding() as guard:
+            await guard.ready()
+            first = guard._sentinel
+            assert first is not None
+            await until(lambda: first.activity.count >= 15, 2 * LIMIT)
+            assert guard._sentinel is first
 
     async def test_to_tell_a_dead_one_something_is_no_failure(self) -> None:
         async with guarding() as guard, child(SLEEPER) as runner:

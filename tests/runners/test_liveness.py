@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 class Probes:
     """Answers as it is told; the last answer is given for ever, each probe takes so many seconds of the clock."""
 
-    def __init__(self, clock: Clock, *answers: bool, seconds: float = 2) -> None:
+    def __init__(self, clock: Clock, *answers: bool | None, seconds: float = 2) -> None:
         self.asked = 0
         self._clock = clock
         self._seconds = seconds
@@ -42,7 +42,7 @@ class Probes:
         self.reached = asyncio.Event()
         self.limit = 50
 
-    async def __call__(self) -> bool:
+    async def __call__(self) -> bool | None:
         self.asked += 1
         self._clock.now += self._seconds
         if self.asked >= self.limit:
@@ -114,7 +114,7 @@ async def test_one_that_sends_something_is_left_alone_though_it_answers_no_probe
     pulse.users = pulse.answering = 1
 
     class Busy(Probes):
-        async def __call__(self) -> bool:
+        async def __call__(self) -> bool | None:
             pulse.beat()
             return await super().__call__()
 
@@ -127,3 +127,55 @@ async def test_probes_go_on_while_it_is_suspect(clock: Clock) -> None:
     pulse.users = pulse.answering = 1
     answers = [False] * 20 + [True]
     assert await left_alone(pulse, Probes(clock, *answers, seconds=2.5))
+
+
+async def test_probes_that_could_not_be_made_tell_nothing(clock: Clock) -> None:
+    assert await left_alone(Pulse(), Probes(clock, None))
+
+
+async def test_they_do_not_hide_those_that_were_missed(clock: Clock) -> None:
+    probes = Probes(clock, False, None, False, None, False)
+    assert "3 probes" in await reason(Pulse(), probes)
+    assert probes.asked == 5
+
+
+class Working(Probes):
+    """Is at work for so many probes, the last of which sees the end of it; answers none until then, and some later."""
+
+    def __init__(self, clock: Clock, pulse: Pulse, work: int, *answers: bool) -> None:
+        super().__init__(clock, *[False] * work, *answers)
+        self._pulse = pulse
+        self._work = work
+        pulse.users = pulse.answering = 1
+
+    async def __call__(self) -> bool | None:
+        answered = await super().__call__()
+        if self.asked == self._work:
+            self._pulse.users = self._pulse.answering = 0
+        return answered
+
+
+async def test_what_was_missed_at_work_is_not_held_against_it_afterwards(clock: Clock) -> None:
+    """It tidies up after a long answer."""
+    pulse = Pulse()
+    assert await left_alone(pulse, Working(clock, pulse, 8, False, False, True))
+
+
+async def test_one_that_stays_silent_after_its_work_is_found_out(clock: Clock) -> None:
+    pulse = Pulse()
+    probes = Working(clock, pulse, 8, False)
+    assert "3 probes" in await reason(pulse, probes)
+    assert probes.asked == 8 + MISSES
+
+
+async def test_a_probe_during_which_it_worked_tells_nothing_of_one_that_idles(clock: Clock) -> None:
+    """A short request came and went between two looks."""
+    pulse = Pulse()
+
+    class Brief(Probes):
+        async def __call__(self) -> bool | None:
+            answered = await super().__call__()
+            pulse.beat()
+            return answered
+
+    assert await left_alone(pulse, Brief(clock, False))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import tracemalloc
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -31,13 +33,21 @@ JSON = st.recursive(
 )
 
 
+async def next_bytes(passage: Passage) -> bytes:
+    """What a call to pass on brings when one block is enough, b"" at the end."""
+    found: list[bytes] = []
+    more = await passage.pass_on(found.append)
+    assert found or not more
+    return b"".join(found)
+
+
 async def passed(far: Wire, seed: int | None = None) -> bytes:
     passage = Passage(await far.post(), seed)
     found = bytearray()
-    while block := await passage.next_bytes():
+    while block := await next_bytes(passage):
         found += block
     assert passage.ended
-    assert await passage.next_bytes() == b""
+    assert await next_bytes(passage) == b""
     return bytes(found)
 
 
@@ -46,11 +56,11 @@ async def broken(far: Wire) -> tuple[bytes, MlxsupError]:
     passage = Passage(await far.post(), None)
     found = bytearray()
     with pytest.raises(MlxsupError) as caught:
-        while block := await passage.next_bytes():
+        while block := await next_bytes(passage):
             found += block
     assert caught.value.details["last_words"] == LAST_WORDS
     with pytest.raises(MlxsupError):
-        await passage.next_bytes()
+        await next_bytes(passage)
     return bytes(found), caught.value
 
 
@@ -96,6 +106,31 @@ class TestWhole:
         async with wire(saying(UNTIL_CLOSED + body)) as far:
             assert (await passed(far)).rstrip() == body
 
+    async def test_lines_that_come_together_go_on_together(self) -> None:
+        body = 50 * LINE + DONE
+        async with wire(saying(UNTIL_CLOSED + body)) as far:
+            passage = Passage(await far.post(), None)
+            assert await next_bytes(passage) == body
+
+    @pytest.mark.parametrize("size", [1, 3, 20, 1000])
+    async def test_blank_lines_are_left_out(self, size: int) -> None:
+        body = b"\n" + LINE + b" \n\r\n" + LINE + LINE + b"\n" + DONE
+        async with wire(saying(UNTIL_CLOSED)) as far:
+            passage = Passage(await far.post(), None)
+            found = [passage._judge(body[at : at + size]) for at in range(0, len(body), size)]
+        assert b"".join(found) == 3 * LINE + DONE
+        assert passage.ended
+
+    async def test_a_seed_is_added_behind_other_lines_of_the_same_block(self) -> None:
+        told = 5 * LINE + b'{"content":"b","done":true}\r\n'
+        async with wire(saying(UNTIL_CLOSED + told)) as far:
+            assert await passed(far, seed=11) == 5 * LINE + b'{"content":"b","done":true,"seed":11}\n'
+
+    async def test_pictures_among_many_short_lines_count(self) -> None:
+        body = STEP + 20 * LINE + b'{"image":"aGk=","step":2,"total":2}\n' + 20 * LINE
+        async with wire(saying(UNTIL_CLOSED + body, DONE)) as far:
+            assert await passed(far) == body + DONE
+
     async def test_what_comes_behind_the_last_chunk_is_left_out(self) -> None:
         async with wire(saying(UNTIL_CLOSED + LINE + DONE + b"and so on\n")) as far:
             assert await passed(far) == LINE + DONE
@@ -109,9 +144,9 @@ class TestWhole:
         read = asyncio.Event()
         async with wire(answer) as far:
             passage = Passage(await far.post(), None)
-            assert await passage.next_bytes() == LINE
+            assert await next_bytes(passage) == LINE
             read.set()
-            assert await passage.next_bytes() == DONE
+            assert await next_bytes(passage) == DONE
 
     @pytest.mark.may_block("of no concern here")
     async def test_a_picture_of_64_mib_costs_a_few_blocks(self) -> None:
@@ -128,13 +163,22 @@ class TestWhole:
             length = 0
             tracemalloc.start()
             try:
-                while data := await passage.next_bytes():
+                while data := await next_bytes(passage):
                     length += len(data)
                 _, peak = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
         assert length > size
         assert peak < 8 << 20  # the server's own blocks are in it
+
+    @pytest.mark.parametrize("size", range(1, 40))
+    async def test_lines_may_come_in_any_pieces(self, size: int) -> None:
+        body = STEP + LINE + LINE + b'{"image":"%b"}\n' % (b"A" * 200) + LINE + DONE
+        async with wire(saying(UNTIL_CLOSED)) as far:
+            passage = Passage(await far.post(), None)
+            found = [passage._judge(body[at : at + size]) for at in range(0, len(body), size)]
+        assert b"".join(found) == body
+        assert passage.ended
 
 
 class TestBroken:
@@ -160,6 +204,28 @@ class TestBroken:
             found, error = await broken(far)
         assert found == LINE + LINE
         assert isinstance(error, BadAnswer)
+
+    async def test_a_bad_line_among_many(self) -> None:
+        async with wire(saying(UNTIL_CLOSED + 50 * LINE + b"no JSON\n" + 50 * LINE + DONE)) as far:
+            found, error = await broken(far)
+        assert found == 50 * LINE
+        assert isinstance(error, BadAnswer)
+
+    async def test_a_preview_promises_a_picture(self) -> None:
+        promise = LINE + b'{"preview":true}\n' + LINE
+        async with wire(saying(UNTIL_CLOSED)) as far:
+            passage = Passage(await far.post(), None)
+            assert passage._judge(promise) == promise
+            assert passage._judge(DONE) == b""
+            with pytest.raises(BadAnswer, match="without a picture"):
+                await next_bytes(passage)
+
+    async def test_previews_among_many_short_lines_do_not_count(self) -> None:
+        body = 20 * LINE + PREVIEW % b"aGk=" + 20 * LINE
+        async with wire(saying(UNTIL_CLOSED + body, b'{"done":true}\n')) as far:
+            found, error = await broken(far)
+        assert "without a picture" in error.message
+        assert found == body
 
     @pytest.mark.parametrize("size", [1, LONG_LINE])
     async def test_an_error_in_the_stream(self, size: int) -> None:
@@ -210,6 +276,17 @@ class TestSkeleton:
         skeleton = Skeleton()
         skeleton.feed(line)
         assert json.loads(skeleton.json) == value
+
+    @pytest.mark.parametrize("filler", [b"\\n", b'\\"', b"\\\\", b"a", b'","'])
+    def test_its_cost_grows_with_the_line_only(self, filler: bytes) -> None:
+        def cost(count: int) -> float:
+            line = b'["' + filler * count + b'"]'
+            began = time.process_time()
+            with suppress(BadAnswer):
+                Skeleton().feed(line)
+            return time.process_time() - began
+
+        assert cost(400_000) < 45 * max(min(cost(20_000) for _ in range(3)), 0.001)  # a line 20 times as long
 
     def test_it_stays_small(self) -> None:
         skeleton = Skeleton()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import psutil
@@ -67,17 +66,39 @@ def test_the_memory_of_a_tree_is_that_of_all_its_members(family: psutil.Process)
     assert whole > alone + (30 << 20)
 
 
-def test_an_observer_asks_now_and_then_who_belongs_to_a_process(family: psutil.Process) -> None:
-    observer = footprint.Observer()
-    whole, alone = footprint.measure(family.pid), procfs.glance(family.pid)[0]
-    assert observer.look([family.pid])[0].resident == pytest.approx(whole, abs=1 << 20)
-    (child,) = family.children()
-    child.kill()
-    while procfs.glance(child.pid)[0]:
-        time.sleep(0.001)
-    seen = [observer.look([family.pid, GONE]) for _ in range(observer.REGROUP + 1)]
-    assert all(one[0].resident == pytest.approx(alone, abs=1 << 20) for one in seen)  # a dead member weighs nothing
-    assert all(one[1] == footprint.Sight(0, stopped=False) for one in seen)
+def test_a_kept_line_says_the_same_and_does_not_take_another_process_for_its_own(family: psutil.Process) -> None:
+    glass, late = procfs.Glass(family.pid), procfs.Glass(GONE)
+    try:
+        assert glass.look() == procfs.glance(family.pid)
+        assert glass.look()[0] > 20 << 20
+        assert late.look() == (0, False)
+        family.kill()
+        os.waitid(os.P_PID, family.pid, os.WEXITED | os.WNOWAIT)
+        assert glass.look() == (0, False)
+        family.wait()
+        assert glass.look() == (0, False)
+    finally:
+        glass.close()
+        late.close()
+
+
+def test_a_long_list_of_children_is_read_whole() -> None:
+    program = """
+import os, signal
+for _ in range(900):
+    if os.fork() == 0:
+        signal.pause()
+os.write(1, b"up\\n")
+signal.pause()
+"""
+    argv = [sys.executable, "-I", "-S", "-c", program]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+            assert len(procfs.children(process.pid)) == 900
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_stopped_process_is_seen_as_such(family: psutil.Process) -> None:
@@ -117,6 +138,7 @@ def test_of_who_is_gone_there_is_nothing() -> None:
     assert (procfs.glance(GONE)[0], procfs.group(GONE)) == (0, -1)
     assert (procfs.environment(GONE), procfs.start_time(GONE)) == (b"", "")
     assert not procfs.holds_socket(GONE, ["1"])
+    assert procfs.proportional(GONE) is None
     assert _look(GONE) == footprint.Sight(0, stopped=False)
 
 

@@ -266,6 +266,8 @@ class TestPace:
         class Eager:
             asked = 0
 
+            reached = False
+
             async def ask(self, limit: float) -> Finding:
                 self.asked += 1
                 process.activity.note()

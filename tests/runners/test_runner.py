@@ -42,10 +42,15 @@ it = socket.socket()
 it.bind(("127.0.0.1", 0))
 it.listen()
 print(it.getsockname()[1], flush=True)
+kept = []
 while True:
     connection, _ = it.accept()
+    if sys.argv[1] == "silence":
+        kept.append(connection)
+        continue
     connection.recv(65536)
-    connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 15\\r\\nConnection: close\\r\\n\\r\\n" + b'{"status":"ok"}')
+    head = b"HTTP/1.1 %b X\\r\\nContent-Length: 15\\r\\nConnection: close\\r\\n\\r\\n" % sys.argv[1].encode()
+    connection.sendall(b"220 mail.example\\r\\n" if sys.argv[1] == "SMTP" else head + b'{"status":"ok"}')
     connection.close()
 """
 
@@ -166,7 +171,7 @@ class TestSight:
         async with stage() as it:
             await it.tells(RunnerReady)
             for sight in (stopped, stopped, Sight(1 << 20, stopped=False), stopped):
-                it.runner.note_sight(sight, {})
+                it.runner.note_sight(sight, {}, {})
             assert (await read_all(await it.runner.completion(CompletionRequest(prompt="p"))))[-1].done
             assert [type(notice) for notice in it.told] == [RunnerReady]
 
@@ -175,7 +180,7 @@ class TestSight:
         async with stage() as it:
             await it.tells(RunnerReady)
             for _ in range(2):
-                it.runner.note_sight(Sight(1 << 20, stopped=True), {})
+                it.runner.note_sight(Sight(1 << 20, stopped=True), {}, {})
             failing = await it.tells(RunnerFailing)
         assert isinstance(failing.error, RunnerDied)
 
@@ -226,10 +231,12 @@ class Ports(AddressBook):
         return Place(Address(port=self._ports.pop(0))) if self._ports else super().place(model, transport)
 
 
-@pytest.fixture
-def stranger() -> Any:
-    """The port of somebody else's server, which answers everything with 200."""
-    with subprocess.Popen([sys.executable, "-I", "-S", "-c", STRANGER], stdout=subprocess.PIPE) as process:
+@pytest.fixture(params=["200"])
+def stranger(request: pytest.FixtureRequest) -> Any:
+    """The port of somebody else's server, which answers everything with the same status, or something odd."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", STRANGER, request.param], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         try:
             yield int(process.stdout.readline())
@@ -249,7 +256,8 @@ class TestPorts:
             chunks = await read_all(await it.runner.completion(CompletionRequest(prompt="p")))
             assert chunks[0].content == "t1 "
 
-    async def test_a_stranger_who_answers_200_is_not_taken_for_the_runner(self, tmp_path: Path, stranger: int) -> None:
+    @pytest.mark.parametrize("stranger", ["200", "404", "500", "503", "SMTP", "silence"], indirect=True)
+    async def test_a_stranger_is_not_taken_for_the_runner_nor_waited_for(self, tmp_path: Path, stranger: int) -> None:
         """Our program has not come so far as to notice that its port is taken."""
         async with Gate() as gate:
             book = Ports(tmp_path, stranger)

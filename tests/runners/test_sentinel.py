@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -126,6 +127,16 @@ def test_what_carries_the_mark_is_ended_though_nobody_told_of_it(sentinel: Senti
     sentinel.orphan()
     assert runner.wait(LIMIT) == -signal.SIGKILL
     assert alive(other.pid)
+
+
+@pytest.mark.skipif(not LINUX, reason="prlimit")
+def test_without_descriptors_it_ends_the_groups_all_the_same(sentinel: Sentinel, start: Start) -> None:
+    runner = start()
+    sentinel.watch(runner.pid)
+    _await_signal_handlers(sentinel.process.pid)
+    resource.prlimit(sentinel.process.pid, resource.RLIMIT_NOFILE, (0, 0))
+    assert sentinel.orphan() == 0
+    assert runner.wait(LIMIT) == -signal.SIGKILL
 
 
 def test_what_was_forgotten_is_left_alone(sentinel: Sentinel, start: Start) -> None:

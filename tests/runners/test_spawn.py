@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from mlxsup.errors import EngineUnavailable, LoadFailed
+from mlxsup.errors import EngineUnavailable, LoadFailed, ResourceExhausted
 from mlxsup.runners.output import OutputRecord
 from mlxsup.runners.process import Process
 from mlxsup.runners.spawning import spawn_error
@@ -33,10 +33,6 @@ NEVER_MIND = OutputRecord(lambda stream, line, *, is_error: None)
         (errno.ENOEXEC, True, "not a program for this machine"),
         (errno.ENOTDIR, True, "Not a directory"),
         (errno.EPERM, True, "Operation not permitted"),
-        (errno.EMFILE, False, "no descriptors left (ulimit -n)"),
-        (errno.ENFILE, False, "the system has no descriptors left"),
-        (errno.EAGAIN, False, "no room for another process (ulimit -u)"),
-        (errno.ENOMEM, False, "no memory for another process"),
         (errno.EIO, False, "Input/output error"),
     ],
 )
@@ -44,15 +40,35 @@ def test_why_a_spawn_failed(number: int, permanent: bool, why: str) -> None:
     error = spawn_error("/opt/runner", OSError(number, os.strerror(number)))
     assert error.message.startswith("cannot start /opt/runner: ")
     assert why in error.message
+    assert isinstance(error, LoadFailed)
     assert error.permanent is permanent
     assert isinstance(error, EngineUnavailable) is permanent
     assert error.details["errno"] == number
     assert error.details["stage"] == "spawn"
 
 
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (errno.EMFILE, "no descriptors left (ulimit -n)"),
+        (errno.ENFILE, "the system has no descriptors left"),
+        (errno.EAGAIN, "no room for another process (ulimit -u)"),
+        (errno.ENOMEM, "the system has no memory for it"),
+    ],
+)
+def test_a_shortage_is_ours_and_may_pass(number: int, why: str) -> None:
+    error = spawn_error("/opt/runner", OSError(number, os.strerror(number)))
+    assert isinstance(error, ResourceExhausted)
+    assert error.message.startswith("cannot start /opt/runner: ")
+    assert why in error.message
+    assert error.retry_after
+    assert (error.details["errno"], error.details["stage"]) == (number, "spawn")
+
+
 def test_an_error_without_a_number() -> None:
     error = spawn_error("x", OSError("something odd"))
     assert error.message == "cannot start x: something odd"
+    assert isinstance(error, LoadFailed)
     assert not error.permanent
 
 
@@ -133,6 +149,32 @@ async def test_what_no_argument_list_can_hold(argv: list[str]) -> None:
     assert descriptors() == before
 
 
+SIGNALS = """
+    import signal
+    ignored = [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN]
+    print("ignored", sorted(set(ignored) - {signal.SIGPIPE, signal.SIGXFSZ}), flush=True)
+    print("blocked", sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())), flush=True)
+"""
+
+
+async def test_signals_that_the_host_ignores_or_blocks_reach_it() -> None:
+    """Python itself ignores two, in the child that is asked as well."""
+    wanted = signal.SIGINT, signal.SIGHUP
+    before = [signal.signal(number, signal.SIG_IGN) for number in wanted]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        it = await spawn(python(SIGNALS))
+        assert (await it.watcher).code == 0
+        assert [signal.getsignal(number) for number in wanted] == [signal.SIG_IGN] * 2
+        assert {signal.SIGTERM, signal.SIGUSR1} <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in zip(wanted, before, strict=True):
+            signal.signal(number, handler)
+    assert await it.heard.line("ignored") == "[]"
+    assert await it.heard.line("blocked") == "[]"
+
+
 @contextmanager
 def free_descriptors(count: int) -> Iterator[None]:
     """Have room for so many descriptors and not one more."""
@@ -164,8 +206,7 @@ async def test_few_descriptors_are_a_passing_failure_that_leaves_nothing(room: i
     argv = python("import signal; signal.pause()")
     with free_descriptors(room):
         (found,) = await asyncio.gather(spawn(argv, mark=mark), return_exceptions=True)
-    if isinstance(found, LoadFailed):
-        assert not found.permanent
+    if isinstance(found, ResourceExhausted):
         assert found.details["errno"] == errno.EMFILE
         assert "descriptors" in found.message
     else:

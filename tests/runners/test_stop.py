@@ -102,6 +102,47 @@ async def test_the_whole_group_is_asked() -> None:
         assert not alive(grandchild)
 
 
+async def test_what_a_wrapper_started_has_its_grace() -> None:
+    """The wrapper, as a shell, ends at once, and its server has work to save and something to say of it."""
+    code = """
+        import os, signal, sys, time
+        if os.fork() == 0:
+            def save(*_):
+                os.write(1, b"asked\\n")
+                time.sleep(0.5)
+                os.write(1, b"saved\\n")
+                os._exit(0)
+            signal.signal(signal.SIGTERM, save)
+            os.write(1, b"up\\n")
+        while True:
+            signal.pause()
+    """
+    async with child(python(code)) as it:
+        await it.heard.line("up")
+        with anyio.fail_after(LIMIT):
+            assert await it.process.stop(signal.SIGTERM, LONG)
+        assert [line for _, line in it.heard.lines] == ["up", "asked", "saved"]
+        assert it.process.exited is not None
+        assert it.process.exited.signal == signal.SIGTERM
+
+
+async def test_what_a_wrapper_started_has_no_more_than_that() -> None:
+    code = """
+        import os, signal, sys
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.write(1, b"up %d\\n" % os.getpid())
+        while True:
+            signal.pause()
+    """
+    async with child(python(code)) as it:
+        server = await it.heard.number("up")
+        began = time.monotonic()
+        assert await it.process.stop(signal.SIGTERM, 0.3)
+        assert 0.3 <= time.monotonic() - began < LIMIT
+        await until(lambda: not alive(server))
+
+
 async def test_stopping_what_is_gone_is_quick() -> None:
     async with child(python("pass")) as it:
         await it.process.wait()
