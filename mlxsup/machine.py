@@ -1,12 +1,14 @@
-"""What the registry looks at off the loop: what models need, what devices have free, what runners use of them.
+"""What the registry looks at: what models need, what devices have free, what runners use of them.
 
-Everything here blocks for some milliseconds and is called in a thread.
+Everything here but `look` may block for some milliseconds and is called in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import sys
+import time
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -16,29 +18,84 @@ from mlxsup.config import ModelSettings, Settings
 from mlxsup.engines import ENGINES
 from mlxsup.errors import ConfigError
 from mlxsup.host import gpu_nvidia
+from mlxsup.protocol import RunnerMemory
 from mlxsup.records import Learnt, Lesson
-from mlxsup.runners.footprint import Observer, Sight
+from mlxsup.runners import footprint, procfs
+from mlxsup.runners.footprint import Observer, Sight, Watched
+from mlxsup.scheduling import events as ev
 from mlxsup.scheduling.ledger import Device
-from mlxsup.weights import Weights
+from mlxsup.weights import Need, Weights
 
-Look = Mapping[str, tuple[int, tuple[str, ...]]]
-"""Runners to look at: the pid of each model's process, and the devices it was placed on."""
+Use = dict[str, dict[str, int]]
+"""Bytes by model and device."""
+
+SURVEY_EVERY = 30.0
+"""Seconds after which the limits of control groups are looked up again."""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """One look: bytes free by device, bytes used by model and device, and how each process looks."""
+    """One look: what is free of each device, what each model has, and how its process looks.
+
+    `used` is what counts now, shared pages divided where that is known; `needed` what a runner would take with nobody to
+    share with.
+    """
 
     free: dict[str, int]
-    used: dict[str, dict[str, int]]
+    used: Use
+    needed: Use
     sights: dict[str, Sight]
 
 
 class Weighed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model needs; `key` names model and files, under which is kept what is learnt, `seconds` is a load's time."""
+    """What a model needs.
+
+    Attributes:
+        need: bytes.
+        least: bytes that will do where there are not so many: what its files tell, where `need` is learnt.
+        source: where the figure comes from, and how to have another one, in words.
+        key: names model and files; under it is kept what is learnt.
+        seconds: a load's time, 0 where that is not known.
+        context_length: tokens the model was made for, 0 where its files were not read or do not say.
+    """
 
     need: int
+    least: int
+    source: str
     key: str
     seconds: float = 0.0
+    context_length: int = 0
+
+    def event(self, model: str, attempt: int = 0) -> ev.Weighed:
+        """Return it as the scheduler takes it, in answer to its question of that number."""
+        return ev.Weighed(model, attempt, self.need, self.seconds, self.least, self.source)
+
+
+class Reckoned(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model needs, what its files tell (None where they were not read), and what was learnt of it under which key."""
+
+    need: Need
+    weights: Weights | None
+    key: str
+    lesson: Lesson | None
+
+
+def reckon(model: ModelSettings, learnt: Learnt) -> Reckoned:
+    """Say what a model needs, whether or not it could run here: as declared, else as learnt, else as its files tell.
+
+    Raises:
+        UnreadableModel: its files do not tell.
+    """
+    weights: Weights | None = None
+    key = _key(model, ())
+
+    def earlier(files: Weights) -> int | None:
+        nonlocal weights, key
+        weights, key = files, _key(model, ((file.path, file.bytes) for file in files.files))
+        known = learnt.get(key)
+        return known.memory or None if known is not None else None
+
+    need = ENGINES[model.engine].need(model, earlier)
+    return Reckoned(need=need, weights=weights, key=key, lesson=learnt.get(key))
 
 
 class Machine:
@@ -47,6 +104,9 @@ class Machine:
     def __init__(self, learnt: Learnt) -> None:
         self._learnt = learnt
         self._observer = Observer()
+        self._gauge = host.Gauge()
+        self._surveyed: float | None = None
+        self._last: tuple[tuple[Mapping[str, Watched], dict[str, Sight]], tuple[Use, Use]] | None = None
         self._home: host.Device | None = None
         self.found: tuple[host.Device, ...] = ()
 
@@ -102,44 +162,123 @@ class Machine:
             EngineUnavailable, LoadFailed: it cannot run here.
             UnreadableModel: its files do not tell.
         """
-        engine = ENGINES[model.engine]
-        engine.check(model)
-        lesson: list[tuple[str, Lesson | None]] = []
+        ENGINES[model.engine].check(model)
+        found = reckon(model, self._learnt)
+        need, known = found.need, found.lesson
+        return Weighed(
+            need=need.total,
+            least=need.estimate if need.source == "learnt" else need.total,
+            source=self._source(model.name, need.source, known),
+            key=found.key,
+            seconds=known.seconds if known is not None else 0.0,
+            context_length=(found.weights.context_length or 0) if found.weights is not None else 0,
+        )
 
-        def learnt(files: Weights) -> int | None:
-            key = _key(model, ((file.path, file.bytes) for file in files.files))
-            lesson.append((key, self._learnt.get(key)))
-            known = lesson[-1][1]
-            return known.memory or None if known is not None else None
+    def _source(self, model: str, source: str, known: Lesson | None) -> str:
+        """Say where a figure comes from, and what to do if it is wrong."""
+        key = f"models.{model}.memory"
+        if source == "declared":
+            return f"{key} says so"
+        if source == "estimated" or known is None:
+            return f"estimated from its files: {key} overrules that"
+        day = time.strftime("%Y-%m-%d", time.localtime(known.at))
+        kept = self._learnt.path
+        return (
+            f"learnt (last load {day}), as it took so much once: {key} overrules that, or stop mlxsup and remove {kept}"
+        )
 
-        need = engine.need(model, learnt)
-        if not lesson:
-            key = _key(model, ())
-            lesson.append((key, self._learnt.get(key)))
-        key, known = lesson[-1]
-        return Weighed(need=need.total, key=key, seconds=known.seconds if known is not None else 0.0)
+    async def look(self, runners: Mapping[str, Watched], *, thorough: bool = False) -> Seen:
+        """Look at what is free and at what runs; to be called by one task at a time.
 
-    def look(self, runners: Look) -> Seen:
-        """Look at what is free and at what runs."""
-        pids = [pid for pid, _ in runners.values()]
-        sights = dict(zip(runners, self._observer.look(pids), strict=True))
-        used = {model: {self.home: sight.resident} for model, sight in sights.items() if sight.resident}
-        free = {self.home: self._free_at_home()}
-        cards = {device for _, devices in runners.values() for device in devices if device.startswith("cuda")}
-        for card in sorted(cards):
+        A common look costs some microseconds for each runner and is made here and now, as a thread would cost more. Who
+        belongs to a runner, limits of control groups and proportional memory are looked up in a thread, seldom; with
+        `thorough` whatever can have changed since.
+
+        Raises:
+            OSError, psutil.Error: the system does not tell just now.
+        """
+        now = time.monotonic()
+        if overdue := self._observer.overdue(runners.values(), now, thorough=thorough):
+            await self._study(overdue, (), now)
+        sights = await self._look(runners)
+        if self._last is not None and (runners, sights) == self._last[0] and not (thorough or self._observer.doubtful):
+            used, needed = self._last[1]  # at rest, as nearly always
+        else:
+            sights = await self._weigh_if_due(runners, sights, now, thorough=thorough)
+            used = {model: {self.home: sight.used} for model, sight in sights.items() if sight.resident}
+            needed = {model: {self.home: sight.needed} for model, sight in sights.items() if sight.resident}
+            for model, each in runners.items():
+                if each.told is not None and model in used and len(each.shares) == 1:
+                    (device,) = each.shares
+                    self._hear(each.told, device, used[model], needed[model])
+            self._last = (runners, sights), (used, needed)
+        free = {self.home: await self._free_at_home(now)}
+        cards = sorted({device for each in runners.values() for device in each.shares if device.startswith("cuda")})
+        if cards:
+            held = await asyncio.to_thread(self._look_at_cards, cards, runners, free)
+            used, needed = _largest(used, held), _largest(needed, held)
+        return Seen(free=free, used=used, needed=needed, sights=sights)
+
+    async def _weigh_if_due(
+        self, runners: Mapping[str, Watched], sights: dict[str, Sight], now: float, *, thorough: bool
+    ) -> dict[str, Sight]:
+        """Find out what part of shared pages is whose, where that makes a difference; returns the sights after it."""
+        due = [
+            each.pid
+            for name, each in runners.items()
+            if self._observer.unweighed(
+                each.pid, now, wanted=sights[name].used > each.shares.get(self.home, 0), thorough=thorough
+            )
+        ]
+        if not due:
+            return sights
+        await self._study((), due, now)
+        return await self._look(runners)
+
+    def _hear(self, told: RunnerMemory, device: str, used: dict[str, int], needed: dict[str, int]) -> None:
+        """Count what a runner says of itself where that is more, as with a card whose driver names no processes."""
+        total = next((each.total for each in self.found if each.name == device), 0)
+        now = told.active + told.cache
+        for said, known in ((now, used), (max(now, told.peak), needed)):
+            if said <= total:  # else it is nonsense
+                known[device] = max(said, known.get(device, 0))
+
+    def close(self) -> None:
+        """Let go of what was kept open for the next look."""
+        self._observer.close()
+
+    async def _study(self, walked: Iterable[int], weighed: Iterable[int], now: float) -> None:
+        self._observer.learn(await asyncio.to_thread(footprint.study, walked, weighed), now)
+
+    async def _look(self, runners: Mapping[str, Watched]) -> dict[str, Sight]:
+        pids = [each.pid for each in runners.values()]
+        found = self._observer.look(pids) if procfs.AVAILABLE else await asyncio.to_thread(self._observer.look, pids)
+        return dict(zip(runners, found, strict=True))
+
+    def _look_at_cards(self, cards: Iterable[str], runners: Mapping[str, Watched], free: dict[str, int]) -> Use:
+        """Ask each card what is free, which goes into `free`, and who holds how much of it."""
+        held: Use = {}
+        for card in cards:
             try:
                 free[card], by_pid = gpu_nvidia.free(card), gpu_nvidia.used_by_process(card)
             except gpu_nvidia.NoAnswerError:
                 continue
-            for model, (pid, devices) in runners.items():
-                if card in devices and model in used:
-                    used[model][card] = sum(by_pid.get(member, 0) for member in self._observer.members(pid))
-        return Seen(free=free, used=used, sights=sights)
+            for model, each in runners.items():
+                if card in each.shares:
+                    members = self._observer.members(each.pid)
+                    held.setdefault(model, {})[card] = sum(by_pid.get(member, 0) for member in members)
+        return held
 
-    def _free_at_home(self) -> int:
-        if (
-            sys.platform == "darwin" and self._home is not None
-        ):  # asking sysctl each second would start a process each time
+    async def _free_at_home(self, now: float) -> int:
+        if not procfs.AVAILABLE:
+            return await asyncio.to_thread(self._free_elsewhere)
+        if self._surveyed is None or now // SURVEY_EVERY != self._surveyed // SURVEY_EVERY:
+            await asyncio.to_thread(self._gauge.survey)
+            self._surveyed = now
+        return self._gauge.free()
+
+    def _free_elsewhere(self) -> int:
+        if sys.platform == "darwin" and self._home is not None:  # sysctl would be a process each second
             return min(self._home.total, host.ram().devices[0].free)
         return host.home().free
 
@@ -150,6 +289,17 @@ def environment(devices: Iterable[str], *, chosen: bool) -> dict[str, str]:
     if not cards and not chosen:
         return {}
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(cards)}
+
+
+def _largest(one: Use, other: Use) -> Use:
+    """Return for each model of the first what is the most of both."""
+    return {
+        model: {
+            name: max(figures.get(name, 0), other.get(model, {}).get(name, 0))
+            for name in {**figures, **other.get(model, {})}
+        }
+        for model, figures in one.items()
+    }
 
 
 def _key(model: ModelSettings, files: Iterable[tuple[str, int]]) -> str:

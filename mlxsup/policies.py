@@ -15,10 +15,11 @@ def limits(settings: Settings) -> Limits:
 
 def policies(settings: Settings, machine: Machine) -> dict[str, Policy]:
     """Return what holds for each model; what it needs is asked for before each load."""
-    return {name: _policy(model, settings, machine) for name, model in settings.models.items()}
+    return {name: policy(model, settings, machine.places(model)) for name, model in settings.models.items()}
 
 
-def _policy(model: ModelSettings, settings: Settings, machine: Machine) -> Policy:
+def policy(model: ModelSettings, settings: Settings, devices: tuple[str, ...]) -> Policy:
+    """Return what holds for one model that may be on these devices."""
     common = settings.scheduler
     own = ENGINES[model.engine].default_concurrency
     return Policy(
@@ -31,6 +32,6 @@ def _policy(model: ModelSettings, settings: Settings, machine: Machine) -> Polic
         preload=model.preload,
         comes_back=model.comes_back,
         memory=None,
-        devices=machine.places(model),
+        devices=devices,
         spread=model.devices,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -32,6 +33,10 @@ MOST_LESSONS = 1000
 """Models of which something is kept; the ones loaded last."""
 SWEEP_LIMIT = 2.0
 """Seconds that a start spends on what an earlier life left."""
+LOCKLESS_AGE = 300.0
+"""Seconds after which a folder without its lock file is no longer taken for one that is being made."""
+_OURS = re.compile(r"[0-9a-f]{16}")
+_RECORD = re.compile(r"record\.json(\.\d+\.new)?")
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -59,6 +64,12 @@ class Lesson(msgspec.Struct, frozen=True, kw_only=True):
     at: float = 0.0
 
 
+class _Versioned(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file of any version has."""
+
+    version: int = VERSION
+
+
 class Lessons(msgspec.Struct, frozen=True, kw_only=True):
     """The file of what was learnt."""
 
@@ -67,51 +78,88 @@ class Lessons(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Learnt:
-    """What was learnt of models, in one file that supervisors share. All methods but `get` block: call them off the loop.
+    """What was learnt of models, in one file that supervisors share.
 
-    A file that cannot be read costs a warning and is replaced by the next one that is written.
+    `get` and `keep` wait for no disk; the other methods block: call them off the loop.
+    A file that cannot be read costs a warning and is replaced by the next one that is written; one of another version, as an
+    earlier or later mlxsup leaves it, is set aside before that.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / LEARNT_FILE
+        self.path = directory / LEARNT_FILE
+        self._foreign: int | None = None
+        """The version of the file, where it is not ours."""
         self._lessons: dict[str, Lesson] = {}
-        self._adding = threading.Lock()
+        self._unwritten = False
+        self._failed = False
+        self._changing = threading.Lock()
+        self._writing = threading.Lock()
 
     def open(self) -> None:
         """Read what earlier lives have learnt."""
         self._lessons = self._read()
+        if self._foreign is not None:
+            log.warning(
+                "%s is of version %d, and only %d is known here: it is not used, and kept as %s once something is learnt",
+                *(self.path, self._foreign, VERSION, self._aside()),
+            )
 
     def get(self, key: str) -> Lesson | None:
         """Return what is known under a key."""
         return self._lessons.get(key)
 
-    def add(self, key: str, lesson: Lesson) -> None:
-        """Keep a lesson, what is 0 in it as it was, and write all down, others' lessons included."""
-        with self._adding:
-            self._add(key, lesson)
+    def keep(self, key: str, lesson: Lesson) -> None:
+        """Keep a lesson, what is 0 in it as it was, from this moment on; `write` makes it last."""
+        with self._changing:
+            old = self._lessons.get(key, Lesson())
+            self._lessons[key] = Lesson(
+                memory=max(lesson.memory, old.memory), seconds=lesson.seconds or old.seconds, at=lesson.at
+            )
+            self._unwritten = True
 
-    def _add(self, key: str, lesson: Lesson) -> None:
-        self._lessons = self._read() | self._lessons
-        old = self._lessons.get(key, Lesson())
-        self._lessons[key] = Lesson(
-            memory=max(lesson.memory, old.memory), seconds=lesson.seconds or old.seconds, at=lesson.at
-        )
-        latest = sorted(self._lessons.items(), key=lambda item: item[1].at)[-MOST_LESSONS:]
+    def write(self) -> None:
+        """Write down what was kept since the last time, if anything, beside others' lessons."""
+        with self._writing:
+            if self._unwritten:
+                self._write()
+
+    def _write(self) -> None:
+        found = self._read()
+        with self._changing:
+            self._lessons = found | self._lessons
+            self._unwritten = False
+            latest = sorted(self._lessons.items(), key=lambda item: item[1].at)[-MOST_LESSONS:]
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _replace(self._path, msgspec.json.encode(Lessons(models=dict(latest))))
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if self._foreign is not None:
+                self.path.replace(self._aside())
+                log.warning("%s is of version %d: it is kept as %s", self.path, self._foreign, self._aside())
+            _replace(self.path, msgspec.json.encode(Lessons(models=dict(latest))))
         except OSError as error:
-            log.warning("what was learnt of models is not kept: %s", error)
+            self._unwritten = True
+            if not self._failed:
+                log.warning("what was learnt of models is not kept, for now: %s", error)
+            self._failed = True
+        else:
+            self._failed = False
 
     def _read(self) -> dict[str, Lesson]:
+        self._foreign = None
         try:
-            found = msgspec.json.decode(self._path.read_bytes(), type=Lessons)
+            content = self.path.read_bytes()
+            version = msgspec.json.decode(content, type=_Versioned).version
+            if version != VERSION:
+                self._foreign = version
+                return {}
+            return msgspec.json.decode(content, type=Lessons).models
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("%s cannot be read (%s); what is in it is learnt anew", self._path, error)
+            log.warning("%s cannot be read (%s); what is in it is learnt anew", self.path, error)
             return {}
-        return dict(found.models) if found.version == VERSION else {}
+
+    def _aside(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.version-{self._foreign}")
 
 
 def state_directory(environ: Mapping[str, str] | None = None) -> Path:
@@ -222,8 +270,11 @@ def _if_abandoned(home: Path) -> Iterator[bool]:
     """Hold the folder's lock if it is free: then nobody who uses the folder lives."""
     try:
         lock = os.open(home / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield _is_lost(home)
+        return
     except OSError:
-        yield False  # being made or being removed
+        yield False
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,6 +284,22 @@ def _if_abandoned(home: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(lock)
+
+
+def _is_lost(home: Path) -> bool:
+    """Whether a folder that has no lock file is one of ours, is old, and none of its runners has a supervisor that lives.
+
+    One that lives may have lost its lock file to whoever tidies up, or may never have had room on the disk for it.
+    """
+    try:
+        is_old = time.time() - home.stat().st_mtime > LOCKLESS_AGE
+        is_ours = bool(_OURS.fullmatch(home.name)) and all(_RECORD.fullmatch(each.name) for each in home.iterdir())
+    except OSError:
+        return False
+    if not (is_old and is_ours):
+        return False  # being made or being removed, or somebody else's
+    supervisors = {marks.supervisor_of(pid) for pid in marks.marked(f"{home.name}.")}
+    return all(pid is not None and not procfs.is_running(pid) for pid in supervisors)
 
 
 def _end_leftovers(home: Path) -> list[int]:

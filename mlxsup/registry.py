@@ -18,9 +18,9 @@ import anyio.abc
 import psutil
 
 from mlxsup import reporting
-from mlxsup.config import Settings
+from mlxsup.config import ModelSettings, Settings
 from mlxsup.engines import ENGINES
-from mlxsup.errors import LoadFailed, MlxsupError, ShuttingDown
+from mlxsup.errors import LoadTimeout, MlxsupError, ShuttingDown
 from mlxsup.leases import Lease
 from mlxsup.machine import Machine, Weighed, environment
 from mlxsup.policies import limits, policies
@@ -28,14 +28,19 @@ from mlxsup.records import Group, Learnt, Lesson, Records, state_directory, swee
 from mlxsup.report import DeviceReport, Event, RunnerReport
 from mlxsup.runners.addresses import AddressBook
 from mlxsup.runners.guard import Guard
+from mlxsup.runners.liveness import until_next
 from mlxsup.runners.runner import Notice, Runner, RunnerFailing, RunnerGone, RunnerReady, RunnerStuck
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling.scheduler import Scheduler
+from mlxsup.weighing import Scales
 
 log = logging.getLogger(__name__)
 
 OBSERVE_EVERY = 1.0
+EXPLAIN_WAIT = 5.0
+"""Seconds after which who only wants to know is told that a model's files hang."""
+
 RECORD_AGAIN = 5.0
 """Seconds after which a record that could not be written, as on a full disk, is tried again."""
 
@@ -61,6 +66,8 @@ class Registry:
         self._learnt = Learnt(state_directory())
         self._machine = Machine(self._learnt)
         self._scheduler = Scheduler(policies(settings, self._machine), settings.scheduler.queue, limits(settings))
+        self._scales = Scales(self._machine.weigh)
+        self._weighing: dict[str, anyio.CancelScope] = {}
         self._weighed: dict[str, Weighed] = {}
         self._runners: dict[str, Runner] = {}
         self._tickets = itertools.count(1)
@@ -76,7 +83,6 @@ class Registry:
         self._give_up_at: float | None = None
         self._alive = asyncio.Event()
         self._groups_changed = asyncio.Event()
-        self._lessons: deque[tuple[str, Lesson]] = deque()
         self._look_asked = asyncio.Event()
         self._looking = asyncio.Lock()
         self._guard = Guard(self._groups_changed.set)
@@ -141,7 +147,6 @@ class Registry:
         old, self._settings = self._settings, settings
         restart = {name for name, model in settings.models.items() if old.models.get(name, model) != model}
         self._post(self._configuration(frozenset(restart)))
-        self._post(ev.Start())
 
     def _configuration(self, restart: frozenset[str] = frozenset()) -> ev.Reconfigure:
         settings = self._settings
@@ -161,16 +166,21 @@ class Registry:
     async def explain(self, name: str) -> str:
         """Say what would happen if the model were asked for now, and why; weighs it and looks at what is free."""
         model = self._settings.models.get(name)
-        need: int | None = None
+        weighed: ev.Weighed | ev.Unfit | None = None
         if model is not None and not self._scheduler.view(name).reserved:
             try:
-                need = (await asyncio.to_thread(self._machine.weigh, model)).need
+                found = await self._scales.weigh(model, EXPLAIN_WAIT)
+            except LoadTimeout as error:
+                waits = error.details["seconds"] < self._load_timeout(model)
+                return f"{'queued' if waits else 'refused'}: {error.message}"
             except MlxsupError as error:
-                return f"refused: {error.message}"
-            await self._look()
+                weighed = ev.Unfit(name, 0, error)
+            else:
+                weighed = found.event(name)
+                await self._look(thorough=True)
         if name not in self._scheduler.models:
             return "refused: it is not configured any more"
-        return self._scheduler.explain(name, time.monotonic(), need)
+        return self._scheduler.explain(name, time.monotonic(), weighed)
 
     def devices(self) -> list[DeviceReport]:
         """Return what each device has and who has it; touches nothing and waits for nothing."""
@@ -186,7 +196,9 @@ class Registry:
         runner = self._runners.get(name)
         model = self._settings.models.get(name) or (runner.model if runner is not None else None)
         assert model is not None  # only what runs outlives its configuration
-        return reporting.runner(model, self._scheduler.view(name), runner)
+        weighed = self._weighed.get(name)
+        length = weighed.context_length if weighed is not None else 0
+        return reporting.runner(model, self._scheduler.view(name), runner, length)
 
     def last_words(self, name: str) -> list[str]:
         """Return the kept error output of the model's present or last process."""
@@ -222,9 +234,10 @@ class Registry:
                 raise MlxsupError(f"gave up on processes that do not die: {left}", details={"pids": left})
         finally:
             self._end()
+            self._machine.close()
             with anyio.CancelScope(shield=True):
                 await self._guard.close()
-                await asyncio.to_thread(self._write_lessons)
+                await asyncio.to_thread(self._learnt.write)
                 await asyncio.to_thread(self._records.close)
 
     def _clear_the_way(self) -> None:
@@ -243,20 +256,15 @@ class Registry:
             if not await asyncio.to_thread(self._records.write, groups):
                 await asyncio.sleep(RECORD_AGAIN)
                 self._groups_changed.set()
-            await asyncio.to_thread(self._write_lessons)
-
-    def _write_lessons(self) -> None:
-        while self._lessons:
-            self._learnt.add(*self._lessons.popleft())
+            await asyncio.to_thread(self._learnt.write)
 
     async def _observe(self) -> None:
-        """Look at what runs or is being started, once a second, only while something does."""
+        """Look at what runs and at what is free, once a second, only while something runs or shall when there is room."""
         while True:
             await self._alive.wait()
-            await asyncio.sleep(OBSERVE_EVERY)
-            if self._scheduler.live:
-                await self._look()
-            else:
+            await asyncio.sleep(until_next(OBSERVE_EVERY))
+            await self._look()  # once more when nothing runs: what was kept open for the last runners is let go
+            if not (self._scheduler.live or self._scheduler.hungry or self._scheduler.expectant):
                 self._alive.clear()
 
     async def _look_when_asked(self) -> None:
@@ -266,18 +274,18 @@ class Registry:
             self._look_asked.clear()
             await self._look()
 
-    async def _look(self) -> None:
-        """Look at all runners and at what is free, and tell the scheduler."""
+    async def _look(self, *, thorough: bool = False) -> None:
+        """Look at all runners and at what is free, and tell the scheduler; thoroughly where somebody waits for memory."""
         async with self._looking:
             runners = {name: runner for name, runner in self._runners.items() if runner.pid > 0}
-            places = {name: (runner.pid, tuple(runner.shares)) for name, runner in runners.items()}
+            watched = {name: runner.watched() for name, runner in runners.items()}
             try:
-                seen = await asyncio.to_thread(self._machine.look, places)
+                seen = await self._machine.look(watched, thorough=thorough or self._scheduler.hungry)
             except (OSError, psutil.Error) as error:  # such as no descriptors left: the next look may succeed
                 log.warning("could not look at what is free and used: %s", error)
                 return
         for name, sight in seen.sights.items():
-            runners[name].note_sight(sight, seen.used.get(name, {}))
+            runners[name].note_sight(sight, seen.used.get(name, {}), seen.needed.get(name, {}))
         used = {name: (runners[name].generation, share) for name, share in seen.used.items()}
         self._post(ev.Sampled(seen.free, used))
 
@@ -307,6 +315,8 @@ class Registry:
             while self._events:
                 for effect in self._scheduler.handle(self._events.popleft(), time.monotonic()):
                     self._carry_out(effect, self._tasks)
+            if self._scheduler.hungry or self._scheduler.expectant:
+                self._alive.set()
             self._set_timer()
         except Exception as error:  # a bug: the owner task raises it, not whoever came by
             log.exception("the registry has crashed")
@@ -319,7 +329,10 @@ class Registry:
     def _carry_out(self, effect: fx.Effect, tasks: anyio.abc.TaskGroup) -> None:
         match effect:
             case fx.Weigh():
-                tasks.start_soon(self._weigh, effect.model, effect.attempt, name=f"mlxsup weighing {effect.model}")
+                if effect.model in self._weighing:
+                    self._weighing[effect.model].cancel()  # nobody waits for the answer to an earlier question
+                scope = self._weighing[effect.model] = anyio.CancelScope()
+                tasks.start_soon(self._weigh, effect, scope, name=f"mlxsup weighing {effect.model}")
             case fx.Look():
                 self._look_asked.set()
             case fx.Spawn():
@@ -341,42 +354,45 @@ class Registry:
                 self._publish(effect)
             case fx.Forget():
                 self._runners.pop(effect.model, None)
+                self._weighed.pop(effect.model, None)
+                if (weighing := self._weighing.pop(effect.model, None)) is not None:
+                    weighing.cancel()  # another model of this name would take the answer for its own
             case fx.Closed():
                 self._closed = True
                 self._woken.set()
 
-    async def _weigh(self, name: str, attempt: int) -> None:
+    async def _weigh(self, question: fx.Weigh, scope: anyio.CancelScope) -> None:
         """Find out what a model needs, after a look at what there is."""
+        name = question.model
         model = self._settings.models.get(name)
         if model is None:
             return
-        try:
-            weighed = await asyncio.to_thread(self._machine.weigh, model)
-        except MlxsupError as error:
-            self._post(ev.Unfit(name, attempt, error))
-            return
-        except Exception as error:
-            log.exception("unexpected failure while weighing %s", name)
-            self._post(ev.Unfit(name, attempt, LoadFailed(f"unexpected failure: {error!r}", details={"model": name})))
-            return
-        self._weighed[name] = weighed
-        await self._look()
-        self._post(ev.Weighed(name, attempt, weighed.need, weighed.seconds))
+        with scope:
+            try:
+                self._weighed[name] = weighed = await self._scales.weigh(model, self._load_timeout(model))
+            except MlxsupError as error:
+                self._post(ev.Unfit(name, question.attempt, error))
+                return
+        if not scope.cancelled_caught:
+            await self._look(thorough=True)
+            self._post(weighed.event(name, question.attempt))
 
     def _make_runner(self, spawn: fx.Spawn) -> Runner:
         model = self._settings.models[spawn.model]
-        timeout = self._settings.scheduler.load_timeout if model.load_timeout is None else model.load_timeout
         return Runner(
             model,
             ENGINES[model.engine],
             spawn.generation,
-            load_timeout=timeout,
+            load_timeout=self._load_timeout(model),
             guard=self._guard,
             addresses=self._addresses,
             notify=self._notice,
             shares=spawn.shares,
             device_env=environment(spawn.shares, chosen=bool(model.device)),
         )
+
+    def _load_timeout(self, model: ModelSettings) -> float:
+        return self._settings.scheduler.load_timeout if model.load_timeout is None else model.load_timeout
 
     def _notice(self, notice: Notice) -> None:
         match notice:
@@ -398,7 +414,7 @@ class Registry:
             return
         peak = sum(runner.peak.get(device, 0) for device in runner.shares) if runner.worked else 0
         if peak or seconds:
-            self._lessons.append((weighed.key, Lesson(memory=peak, seconds=round(seconds, 3), at=round(time.time()))))
+            self._learnt.keep(weighed.key, Lesson(memory=peak, seconds=round(seconds, 3), at=round(time.time())))
             self._groups_changed.set()
 
     def _grant(self, grant: fx.Grant) -> None:

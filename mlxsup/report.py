@@ -35,7 +35,9 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
 class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     """One configured model and the process that serves it, if any (pid -1 without one).
 
-    `reason` says why it is in its state; `waits_for_memory` that somebody has asked for it and there is no room yet.
+    `reason` says why it is in its state, `note` in a few words what is out of the ordinary, "" when all is well;
+    `waits_for_memory` that somebody has asked for it and there is no room yet. `context_length` is in tokens: 0 where it has no
+    meaning, and as long as the model's files were not read, as with a declared `memory`.
     """
 
     model: str
@@ -58,6 +60,7 @@ class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     exit_signal: int | None = None
     last_error: str = ""
     reason: str = ""
+    note: str = ""
     waits_for_memory: bool = False
 
 
@@ -72,6 +75,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
         free: what the operating system calls free; None before the first look.
         available: what can be given out now.
         low: whether it is overdrawn and nothing idle could be put out: nothing more is loaded on it.
+        note: the same in words, "" when all is well.
     """
 
     name: str
@@ -81,6 +85,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     free: int | None
     available: int
     low: bool = False
+    note: str = ""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):

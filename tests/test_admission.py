@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from mlxsup import Supervisor, host
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
 from mlxsup.errors import DoesNotFit, InvalidRequest, LoadFailed
+from mlxsup.records import Lesson
+from mlxsup.scheduling.scheduler import Limits
 from mlxsup.testing import fake_runner
+
+from .weights.making import safetensors
 
 pytestmark = pytest.mark.anyio
 GIB = 1 << 30
+LIMIT = 15.0
 
 
 def supervisor(overhead: str = "0", **model: Any) -> Supervisor:
     return Supervisor(parse({"scheduler": {"overhead": overhead}, "models": {"m": model}}, KEYS))
+
+
+async def until(true: Callable[[], object]) -> None:
+    with anyio.fail_after(LIMIT):
+        while not true():
+            await anyio.sleep(0.005)
 
 
 async def test_what_never_fits_is_refused_at_once_and_for_good(tmp_path: Path) -> None:
@@ -43,18 +56,59 @@ async def test_overhead_is_kept_free_and_a_negative_remainder_is_none() -> None:
 
 
 async def test_what_does_not_fit_now_may_fit_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    home = await asyncio.to_thread(host.home)
-
-    def crowded() -> host.Device:
-        return host.Device(name=home.name, kind=home.kind, total=home.total, minimum=0, free=0)
-
     async with supervisor(**fake_runner()) as sup:
         with monkeypatch.context() as full:
-            full.setattr(host, "home", crowded)
-            with pytest.raises(DoesNotFit) as caught:
+            full.setattr(host.Gauge, "free", lambda _: 0)
+            load = asyncio.create_task(sup.load("m"))
+            await until(lambda: sup.report("m").waits_for_memory)
+            assert "queued for a moment, then refused: model requires" in await sup.explain("m")
+        with anyio.fail_after(LIMIT):
+            await load  # nothing runs, and yet it is seen that there is room
+
+
+async def test_what_other_programs_do_not_give_back_is_refused_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxsup.registry.limits", lambda _settings: Limits(patience=0.2))
+    async with supervisor(**fake_runner()) as sup:
+        with monkeypatch.context() as full:
+            full.setattr(host.Gauge, "free", lambda _: 0)
+            with pytest.raises(DoesNotFit, match="other programs hold what is missing") as caught:
                 await sup.load("m")
         assert "permanent" not in caught.value.details
+        assert caught.value.retry_after
         await sup.load("m")
+
+
+async def test_what_was_learnt_beyond_the_device_refuses_nobody(tmp_path: Path) -> None:
+    weights = tmp_path / "m.safetensors"
+    weights.write_bytes(safetensors({"w": ("F32", [10])}))
+    entry = fake_runner(path=str(weights))
+    del entry["memory"]
+    async with supervisor(**entry) as sup:
+        await sup.load("m")
+        await sup.unload("m")
+        registry = sup._registry()
+        registry._learnt.keep(registry._weighed["m"].key, Lesson(memory=4096 * GIB, at=1e9))
+        assert (await sup.explain("m")).startswith("loaded at once")
+        await sup.load("m")
+        (device,) = sup.status().devices
+        assert 0.5 * device.total < sup.report("m").memory.estimated <= device.total - device.kept
+
+
+async def test_the_refusal_says_where_its_figure_comes_from(tmp_path: Path) -> None:
+    weights = tmp_path / "m.safetensors"
+    weights.write_bytes(safetensors({"w": ("F32", [10])}))
+    entry = fake_runner(path=str(weights))
+    del entry["memory"]
+    async with Supervisor(parse({"devices": {"cpu": "600MiB"}, "models": {"m": entry}}, KEYS)) as sup:
+        with pytest.raises(DoesNotFit, match=r"; its need is estimated from its files: models\.m\.memory overrules"):
+            await sup.load("m")
+        registry = sup._registry()
+        weighed = await asyncio.to_thread(registry._machine.weigh, registry._settings.models["m"])
+        registry._learnt.keep(weighed.key, Lesson(memory=GIB, at=1e9))
+        with pytest.raises(
+            DoesNotFit, match=r"is learnt \(last load 2001-09-0.\), .*: models\.m\.memory .*learnt\.json"
+        ):
+            await sup.load("m")
 
 
 async def test_the_need_is_in_the_report_before_and_while_it_runs() -> None:

@@ -15,24 +15,41 @@ def opened(folder: Path) -> Learnt:
     return learnt
 
 
+def add(learnt: Learnt, key: str, lesson: Lesson) -> None:
+    learnt.keep(key, lesson)
+    learnt.write()
+
+
 def test_the_next_life_knows_what_this_one_learnt(tmp_path: Path) -> None:
-    opened(tmp_path / "new").add("m:1", Lesson(memory=5, seconds=2.5, at=1.0))
+    add(opened(tmp_path / "new"), "m:1", Lesson(memory=5, seconds=2.5, at=1.0))
     assert opened(tmp_path / "new").get("m:1") == Lesson(memory=5, seconds=2.5, at=1.0)
     assert opened(tmp_path / "new").get("m:2") is None
 
 
 def test_the_most_memory_and_the_latest_time_are_kept(tmp_path: Path) -> None:
     learnt = opened(tmp_path)
-    learnt.add("m", Lesson(memory=5, at=1.0))
-    learnt.add("m", Lesson(seconds=3.0, at=2.0))
-    learnt.add("m", Lesson(memory=4, at=3.0))
+    add(learnt, "m", Lesson(memory=5, at=1.0))
+    add(learnt, "m", Lesson(seconds=3.0, at=2.0))
+    add(learnt, "m", Lesson(memory=4, at=3.0))
     assert learnt.get("m") == Lesson(memory=5, seconds=3.0, at=3.0)
+
+
+def test_a_lesson_counts_before_it_is_written(tmp_path: Path) -> None:
+    learnt = opened(tmp_path)
+    learnt.keep("m", Lesson(memory=5, at=1.0))
+    assert learnt.get("m") == Lesson(memory=5, at=1.0)
+    assert not learnt.path.exists()
+    learnt.write()
+    written = learnt.path.stat().st_mtime_ns
+    learnt.write()  # nothing new
+    assert learnt.path.stat().st_mtime_ns == written
+    assert opened(tmp_path).get("m")
 
 
 def test_two_supervisors_keep_each_others_lessons(tmp_path: Path) -> None:
     one, other = opened(tmp_path), opened(tmp_path)
-    one.add("a", Lesson(memory=1, at=1.0))
-    other.add("b", Lesson(memory=2, at=2.0))
+    add(one, "a", Lesson(memory=1, at=1.0))
+    add(other, "b", Lesson(memory=2, at=2.0))
     assert opened(tmp_path).get("a")
     assert opened(tmp_path).get("b")
 
@@ -42,27 +59,43 @@ def test_rubbish_is_a_warning_and_replaced(tmp_path: Path, content: bytes, caplo
     (tmp_path / LEARNT_FILE).write_bytes(content)
     learnt = opened(tmp_path)
     assert "learnt anew" in caplog.text
-    learnt.add("m", Lesson(memory=1, at=1.0))
+    add(learnt, "m", Lesson(memory=1, at=1.0))
     assert opened(tmp_path).get("m")
 
 
-def test_another_version_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / LEARNT_FILE).write_bytes(b'{"version":99,"models":{"m":{"memory":1}}}')
-    assert opened(tmp_path).get("m") is None
+@pytest.mark.parametrize("models", [b'{"m":{"memory":1}}', b'[["m", 1]]'])
+def test_another_version_is_left_out_and_set_aside(
+    tmp_path: Path, models: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = b'{"version":99,"models":' + models + b"}"
+    (tmp_path / LEARNT_FILE).write_bytes(content)
+    learnt = opened(tmp_path)
+    assert learnt.get("m") is None
+    assert "is of version 99, and only 1 is known here" in caplog.text
+    learnt.keep("n", Lesson(memory=1, at=1.0))
+    learnt.write()
+    assert (tmp_path / f"{LEARNT_FILE}.version-99").read_bytes() == content
+    assert "it is kept as" in caplog.text
+    caplog.clear()
+    assert opened(tmp_path).get("n")
+    assert not caplog.text
 
 
 def test_a_disk_that_refuses_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     learnt = Learnt(tmp_path / "file")
-    learnt.add("m", Lesson(memory=1, at=1.0))
-    assert "not kept" in caplog.text
-    assert learnt.get("m")
+    add(learnt, "n", Lesson(memory=1, at=1.0))
+    add(learnt, "m", Lesson(memory=1, at=1.0))
+    assert caplog.text.count("not kept") == 1
+    (tmp_path / "file").unlink()
+    learnt.write()
+    assert {opened(tmp_path / "file").get(name) for name in "mn"} == {Lesson(memory=1, at=1.0)}
 
 
 def test_it_does_not_grow_for_ever(tmp_path: Path) -> None:
     learnt = opened(tmp_path)
     learnt._lessons = {f"m{number}": Lesson(at=float(number)) for number in range(MOST_LESSONS + 5)}
-    learnt.add("new", Lesson(at=1e9))
+    add(learnt, "new", Lesson(at=1e9))
     fresh = opened(tmp_path)
     assert fresh.get("new")
     assert fresh.get("m0") is None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -19,13 +22,13 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
-from mlxsup.records import LEARNT_FILE, Group, Record, Records, state_directory, sweep
-from mlxsup.runners import procfs
+from mlxsup.records import LEARNT_FILE, LOCKLESS_AGE, Group, Record, Records, state_directory, sweep
+from mlxsup.runners import marks, procfs
 from mlxsup.runners.guard import FOLDER_PREFIX
 from mlxsup.testing import fake_runner
 
 pytestmark = pytest.mark.anyio
-MARK = "0123456789abcdef"
+MARK = secrets.token_hex(8)
 
 
 @pytest.fixture
@@ -217,3 +220,72 @@ async def _written(record: Path, pid: int) -> None:
             if pid in [group.pgid for group in groups]:
                 return
             await anyio.sleep(0.01)
+
+
+def lockless(directory: Path, *, age: float = 2 * LOCKLESS_AGE, name: str = MARK) -> Path:
+    """A folder of ours whose lock file somebody has removed, that long ago."""
+    home = abandoned(directory, mark=name)
+    (home / "lock").unlink()
+    then = time.time() - age
+    os.utime(home, (then, then))
+    return home
+
+
+@contextmanager
+def served_by(supervisor: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A runner with our mark, and the pid of who started it in its environment."""
+    env = {"PATH": os.environ["PATH"], marks.MARK: f"{MARK}.1", marks.SUPERVISOR_PID: str(supervisor)}
+    argv = [sys.executable, "-I", "-S", "-c", "import os, signal; os.write(1, b'up'); signal.pause()"]
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, start_new_session=True) as runner:
+        try:
+            assert runner.stdout is not None
+            assert runner.stdout.read(2) == b"up"
+            yield runner
+        finally:
+            runner.kill()
+
+
+def test_a_folder_without_its_lock_is_swept_when_it_is_old(tmp_path: Path) -> None:
+    home = lockless(tmp_path)
+    assert sweep(tmp_path) == []
+    assert not home.exists()
+
+
+@pytest.mark.skipif(not procfs.AVAILABLE, reason="finds it by its mark")
+def test_what_it_left_is_ended(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as supervisor:
+        pass
+    home = lockless(tmp_path)
+    with served_by(supervisor.pid) as runner:
+        assert sweep(tmp_path) == [runner.pid]
+        assert runner.wait(5) == -signal.SIGKILL
+    assert not home.exists()
+
+
+def test_a_supervisor_that_lives_may_have_lost_its_lock(tmp_path: Path) -> None:
+    home = lockless(tmp_path)
+    with served_by(os.getpid()) as runner:
+        assert sweep(tmp_path) == []
+        assert runner.poll() is None
+    assert home.exists()
+
+
+def test_a_young_one_is_being_made(tmp_path: Path) -> None:
+    home = lockless(tmp_path, age=LOCKLESS_AGE / 2)
+    assert sweep(tmp_path) == []
+    assert home.exists()
+
+
+@pytest.mark.parametrize("name", ["documents", "0123456789abcdeg", "0123456789abcdef0"])
+def test_a_folder_of_another_name_is_not_ours(tmp_path: Path, name: str) -> None:
+    home = lockless(tmp_path, name=name)
+    assert sweep(tmp_path) == []
+    assert home.exists()
+
+
+def test_a_folder_with_something_else_in_it_is_not_ours(tmp_path: Path) -> None:
+    home = lockless(tmp_path)
+    (home / "thesis.txt").touch()
+    os.utime(home, (0, 0))
+    assert sweep(tmp_path) == []
+    assert home.exists()

@@ -18,7 +18,7 @@ import msgspec
 from mlxsup import weights
 from mlxsup.config import ModelSettings
 from mlxsup.errors import NotSupported, UnsupportedParameter
-from mlxsup.protocol import CompletionRequest
+from mlxsup.protocol import CompletionRequest, RunnerMemory
 from mlxsup.weights import Need, Weights
 
 Transport = Literal["unix", "tcp"]
@@ -156,6 +156,11 @@ class Engine(abc.ABC):
         if status == 200:
             return Finding(Verdict.READY)
         return Finding(Verdict.LOADING, detail=f"health answered {status}")
+
+    def read_memory(self, body: bytes) -> RunnerMemory | None:
+        """Return what a runner says of its own memory on its health path, None where it says nothing."""
+        del body
+        return None
 
     def check_request(self, model: ModelSettings, request: CompletionRequest) -> None:
         """Refuse a request before a runner sees it.

@@ -15,6 +15,7 @@ from mlxsup.config.rules import home_path, placed
 from mlxsup.engines import wire
 from mlxsup.engines.base import Address, Engine, Finding, Launch, Transport
 from mlxsup.errors import EngineUnavailable
+from mlxsup.protocol import RunnerMemory
 
 _PLACEHOLDER = re.compile(r"\{(port|socket|path|model|python|ready_fd)\}")
 
@@ -66,6 +67,10 @@ class CommandEngine(Engine):
     def read_health(self, status: int, body: bytes) -> Finding:
         """Read health as the wire has it."""
         return wire.read_health(status, body)
+
+    def read_memory(self, body: bytes) -> RunnerMemory | None:
+        """Read memory as the wire has it."""
+        return wire.read_memory(body)
 
     def _program(self, model: ModelSettings) -> str:
         """A name on PATH, or a path. Its symlinks stay: a virtual environment is known by the link its Python is started by."""

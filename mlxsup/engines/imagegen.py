@@ -23,7 +23,7 @@ from mlxsup.config.rules import PathText
 from mlxsup.engines import wire
 from mlxsup.engines.base import Address, Engine, Finding, Launch, Transport
 from mlxsup.errors import EngineUnavailable, InvalidRequest, LoadFailed
-from mlxsup.protocol import CompletionRequest
+from mlxsup.protocol import CompletionRequest, RunnerMemory
 from mlxsup.weights import Weights
 
 BUILTIN = frozenset({"builtin:emoji"})
@@ -130,6 +130,10 @@ class ImagegenEngine(Engine):
     def read_health(self, status: int, body: bytes) -> Finding:
         """Read health as the wire has it."""
         return wire.read_health(status, body)
+
+    def read_memory(self, body: bytes) -> RunnerMemory | None:
+        """Read memory as the wire has it."""
+        return wire.read_memory(body)
 
     def weigh(self, model: ModelSettings) -> Weights:
         """The models that ship are weighed in their folder, others as the runner will quantise them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from mlxsup.engines.base import Finding, Verdict
-from mlxsup.protocol import Health
+from mlxsup.protocol import Health, RunnerMemory
 
 _decoder = msgspec.json.Decoder(Health)
 
@@ -19,3 +19,11 @@ def read_health(status: int, body: bytes) -> Finding:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Finding(Verdict.LOADING, detail=f"health answered {status}")
     return Finding(Verdict.LOADING, progress=health.progress, detail=f"health answered {status} ({health.status})")
+
+
+def read_memory(body: bytes) -> RunnerMemory | None:
+    """Read what a health answer says of memory, None where it says nothing."""
+    try:
+        return _decoder.decode(body).memory
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

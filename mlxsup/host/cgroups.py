@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,15 +13,33 @@ import msgspec
 _UNLIMITED: Final = 2**62
 """Version 1 writes a number near 2^63 where there is no limit."""
 
+_SMALL_FILE: Final = 16 << 10
+
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """One group with a limit; `used` leaves out what the kernel gives back at once (inactive file cache). Bytes."""
+    """One group with a limit; `used` leaves out what the kernel gives back at once (inactive file cache). Bytes.
+
+    `usage` and `stat` are the paths of the files in which the kernel says how much it is at any time, `cache` the line of
+    the second that counts what it gives back.
+    """
 
     group: str
     limit: int
     used: int
+    usage: str = ""
+    stat: str = ""
+    cache: str = ""
+
+    def left(self, enough: int) -> int:
+        """Return what is left now, or any figure from `enough` up: the costly half of the question is asked only below that.
+
+        Raises:
+            OSError, ValueError: the group is not there any more.
+        """
+        left = self.limit - int(read_now(self.usage))
+        return left if left >= enough else min(self.limit, left + _given_back(read_now(self.stat).decode(), self.cache))
 
 
 class _Mount(NamedTuple):
@@ -111,7 +130,7 @@ def _limits_v2(root: Path, mount: _Mount, group: tuple[str, ...], reasons: list[
         found = [_number(folder / file, reasons) for file in ("memory.max", "memory.high")]
         known = [limit for limit in found if limit is not None]
         if known:
-            yield Limit(name, min(known), _used(folder, "memory.current", "inactive_file", reasons))
+            yield _limit(name, folder, min(known), "memory.current", "inactive_file", reasons)
 
 
 def _limits_v1(root: Path, mount: _Mount, group: tuple[str, ...], reasons: list[str]) -> Iterator[Limit]:
@@ -121,17 +140,35 @@ def _limits_v1(root: Path, mount: _Mount, group: tuple[str, ...], reasons: list[
             continue  # what its children use is not counted there
         limit = _number(folder / "memory.limit_in_bytes", reasons)
         if limit is not None and limit < _UNLIMITED:
-            yield Limit(name, limit, _used(folder, "memory.usage_in_bytes", "total_inactive_file", reasons))
+            yield _limit(name, folder, limit, "memory.usage_in_bytes", "total_inactive_file", reasons)
 
 
-def _used(folder: Path, usage: str, cache: str, reasons: list[str]) -> int:
+def _limit(name: str, folder: Path, limit: int, usage: str, cache: str, reasons: list[str]) -> Limit:
     used = _number(folder / usage, reasons)
     if used is None:
         reasons.append(f"{folder / usage}: not there; taken for 0")
-        return 0
-    stat = _text(folder / "memory.stat", reasons) or ""
+        return Limit(name, limit, 0)
+    stat = folder / "memory.stat"
+    used = max(0, used - _given_back(_text(stat, reasons) or "", cache))
+    return Limit(name, limit, used, str(folder / usage), str(stat), cache)
+
+
+def _given_back(stat: str, cache: str) -> int:
     match = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
-    return max(0, used - int(match[1])) if match else used
+    return int(match[1]) if match else 0
+
+
+def read_now(path: str) -> bytes:
+    """Read one of the kernel's own small files, without the layers of a file object: it is done every second.
+
+    Raises:
+        OSError: it is not there, or not ours to read.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, _SMALL_FILE)
+    finally:
+        os.close(file)
 
 
 def _number(path: Path, reasons: list[str]) -> int | None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
 
 from mlxsup.errors import DoesNotFit
-from mlxsup.scheduling.book import Book, Limits
+from mlxsup.scheduling.book import Book, Limits, Policy
+from mlxsup.scheduling.events import Weighed
 from mlxsup.scheduling.eviction import Candidate, Idle, Order, choose
 from mlxsup.scheduling.ledger import SLOTS, Account, Ledger, refusal
+from mlxsup.sizes import rounded_size
 
-Verdict = Literal["fits", "waits", "evicts", "blocked", "refused"]
+STEADY = 0.95
+"""The part of what other programs leave that is given out where it is all there is: they come and go."""
+
+Verdict = Literal["fits", "waits", "evicts", "blocked", "short", "refused"]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,11 +26,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         verdict: it fits; it will when those who go are gone; when `victims` are put out; not before something happens that
-            nobody can bring about; or not at all.
+            nobody can bring about; not before other programs give memory back; or not at all.
         shares: bytes by device.
         victims: idle ones stop, busy ones take no new work.
         until: when the first of the idle ones that came just now may be put out.
-        error: why not at all.
+        error: why not, where it is short or refused.
     """
 
     verdict: Verdict
@@ -33,6 +38,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     victims: tuple[str, ...] = ()
     until: float | None = None
     error: DoesNotFit | None = None
+
+
+def _room_at_best(account: Account) -> int:
+    return account.utmost if account.reach >= account.utmost else int(STEADY * account.reach)
 
 
 class Admission:
@@ -66,20 +75,41 @@ class Admission:
             return Plan(verdict="waits", shares=min(waiting, key=self._tightness))
         reachable = [way for way in ways if self._lack_at_best(way) is None]
         if not reachable:
-            return Plan(verdict="refused", shares=ways[0], error=self._refusal(book, ways))
+            possible = [
+                way for way in ways if all(need <= self._ledger.accounts[name].utmost for name, need in way.items())
+            ]
+            error = self._refusal(book, ways)
+            return Plan(verdict="short" if possible else "refused", shares=(possible or ways)[0], error=error)
         if gentle:
             return Plan(verdict="blocked", shares=reachable[0])
         until: float | None = None
-        found: list[tuple[float, int, tuple[str, ...], dict[str, int]]] = []
+        found: list[tuple[float, tuple[str, ...], dict[str, int]]] = []
         for way in reachable:
             victims, until = self._victims(way, now, held, impatient=impatient)
             if victims is not None:
-                cost = sum(self._books[name].worth(1).seconds for name in victims)
-                found.append((cost, len(way), tuple(victims), way))
+                cost = sum(self._books[name].worth(1, now).seconds for name in victims)
+                found.append((cost, tuple(victims), way))
         if not found:
             return Plan(verdict="blocked", shares=reachable[0], until=until)
-        _, _, chosen, way = min(found, key=lambda each: each[:2])
+        _, chosen, way = min(found, key=lambda each: each[0])
         return Plan(verdict="evicts", shares=way, victims=chosen)
+
+    def need(self, policy: Policy, weighed: Weighed) -> int:
+        """Return what to reserve: what it needs, or all there is, where that is less than it needs, will never be more, and do."""
+        ever = self._most(policy, lambda account: account.utmost)
+        if ever is not None and 0 < weighed.least <= ever < weighed.need:
+            return max(weighed.least, self.at_best(policy))
+        return weighed.need
+
+    def at_best(self, policy: Policy) -> int:
+        """Return all that a model can have if all others go that may; less a bit, where other programs come and go."""
+        return self._most(policy, _room_at_best) or 0
+
+    def _most(self, policy: Policy, room: Callable[[Account], int]) -> int | None:
+        """Return the most that a model can have in equal parts on its devices, None where it is not counted."""
+        accounts = self._ledger.accounts
+        rooms = sorted((room(accounts[name]) for name in policy.devices if name in accounts), reverse=True)
+        return max((each * count for count, each in enumerate(rooms[: policy.spread], 1)), default=None)
 
     def pressed(self, account: Account) -> list[str]:
         """Return who should go because a device is overdrawn: as many idle models as it takes, or all there are."""
@@ -161,8 +191,8 @@ class Admission:
             may_go = book.state == "ready" and self._stays_until(book) <= now and not book.policy.pinned
             if may_go and book.leases:
                 frees = self._ledger.counted(name)
-                found.append((self._order.key(name, book.worth(sum(frees.values())), now), name, frees))
-        return [(name, frees) for _, name, frees in sorted(found, key=lambda each: each[:2])]
+                found.append((self._order.key(name, book.worth(sum(frees.values()), now), now), name, frees))
+        return [(name, frees) for _, name, frees in sorted(found)]
 
     def _refusal(self, book: Book, ways: list[dict[str, int]]) -> DoesNotFit:
         """Say why it cannot be, by the way that comes nearest."""
@@ -174,10 +204,13 @@ class Admission:
             short.append((way[name] - account.reach, name, way[name], account))
         _, _, need, account = min(short, key=lambda each: each[:2])
         largest = account.device.total - account.kept
+        source = f"its need is {book.source}" if book.source else ""
         if need > largest:
-            error = refusal(account, need, largest, permanent=True)
+            error = refusal(account, need, largest, retry_after=None, why=source)
         else:
-            pinned = f"{account.pinned} bytes are held by pinned models" if account.pinned else ""
-            error = refusal(account, need, account.reach, permanent=False, why=pinned)
+            pinned = f"{rounded_size(account.pinned)} are held by pinned models"
+            who = pinned if need > largest - account.pinned else "other programs hold what is missing"
+            why = f"{who}; {source}" if source else who
+            error = refusal(account, need, account.reach, retry_after=self.limits.patience, why=why)
         error.details["model"] = book.name
         return error

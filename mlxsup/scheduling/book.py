@@ -19,6 +19,9 @@ HEAD_START: dict[Priority, float] = {"high": 60.0, "normal": 0.0, "low": -60.0}
 WEIGHT: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "low": 0.25}
 """The factor of the priority in what a model is worth."""
 
+ON_ITS_OWN = Backoff(first=1.0, most=300.0, healthy=300.0)
+"""How often that is tried which nobody has asked for: each try that ends badly soon makes the next wait twice as long."""
+
 _LIVE = frozenset({"starting", "ready", "draining", "stopping", "stuck"})
 _LOAD_RATE = 1 << 30
 """Bytes a second: how fast a load is thought to be that was never seen, after a second for the program itself."""
@@ -62,7 +65,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         max_loaded: models at once; 0: as many as memory holds.
         min_residency: a model that became ready is not put out for others before this has passed.
-        patience: who has waited for memory so long has busy models refuse new work, until enough of them are idle.
+        patience: who has waited for memory so long has busy models refuse new work, until enough of them are idle; who finds
+            that other programs hold it waits so long that they give it back.
         settle: the memory of a process that is gone is waited for at most so long.
         look: between two looks at memory that should come back.
         backoff: how failures are met.
@@ -79,8 +83,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     """A model's scheduling state at one moment; times are monotonic, None for never.
 
-    `reserved` is bytes by device, `claimed` tells that it waits for memory, `wanted` that nobody waits for it and it shall be
-    loaded all the same.
+    `reserved` is bytes by device, `claimed` tells that it waits for memory, `weighing` that it is not known yet for how much,
+    `wanted` that nobody waits for it and it shall be loaded all the same, `parting` why its last process went or goes.
     """
 
     state: State
@@ -93,8 +97,10 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     error: MlxsupError | None
     reserved: dict[str, int] = {}
     claimed: bool = False
+    weighing: bool = False
     wanted: bool = False
     reason: str = ""
+    parting: str = ""
     retry_at: float | None = None
 
 
@@ -111,6 +117,10 @@ class Claim:
         self.committed = False
         """Whether others were put out for it: then it comes first."""
         self.impatient = False
+        self.victims: tuple[str, ...] = ()
+        """Who was put out for it, the last time that anybody was."""
+        self.short_until: float | None = None
+        """When it is refused, unless other programs give memory back before; None where it is not for them that it waits."""
         self.seen = False
         """Whether it was looked at, and so not found to be impossible."""
 
@@ -134,22 +144,37 @@ class Book:
         self.leases: set[int] = set()
         self.claim: Claim | None = None
         self.breaker = Breaker(rules)
+        self.again = Breaker(ON_ITS_OWN)
+        """When it may be loaded unasked, after it was put out for want of memory or could not be loaded."""
         self.need = policy.memory or 0
+        self.least = 0
+        """Bytes that will do where there are not as many as it needs; 0: fewer will not do."""
+        self.source = ""
+        """Where that figure comes from, in words."""
         self.seconds = 0.0
         """What a load takes, 0 where none was seen."""
         self.spawned_at = 0.0
         self.ready_at = 0.0
         self.asked_keep_alive: float | None = None
         self.last_used: float | None = None
+        self.idle_since = 0.0
+        self.unused = False
+        """Whether it was loaded for its own sake and waits for its first use."""
         self.expires: float | None = None
         self.drain_until: float | None = None
         self.for_others = False
         """Whether it goes because its memory is needed."""
+        self.then: Literal["", "return", "renew"] = ""
+        """What shall become of it when it is gone: it comes back when there is room, or at once, in its new form."""
+        self.unloaded = False
+        """Whether somebody had it unloaded, and nobody asked for it since."""
         self.refused_at: float | None = None
         """When it was found to be beyond help: it is not tried again before that can have changed."""
         self.exits = 0
         self.error: MlxsupError | None = None
         self.reason = ""
+        self.parting = ""
+        """Why its process was asked to go, or went; "" while it is to stay."""
         self.removed = False
 
     @property
@@ -166,20 +191,22 @@ class Book:
 
     def first_rank(self, now: float) -> float:
         """Return the time that who waits longest came, or now, less the head start of its priority; the lowest is first."""
-        came = min([*list(self.waiting.values())[:1], *list(self.loading.values())[:1]], default=now)
+        came = min(next(iter(self.waiting.values()), now), next(iter(self.loading.values()), now))
         return came - HEAD_START[self.policy.priority]
 
-    def worth(self, size: int) -> Worth:
+    def worth(self, size: int, now: float) -> Worth:
         """Return what it is worth keeping by, as it holds `size` bytes."""
         seconds = self.seconds or 1.0 + size / _LOAD_RATE
-        return Worth(seconds=seconds, size=size, weight=WEIGHT[self.policy.priority], keep_alive=self.policy.keep_alive)
+        left = self.keep_alive if self.expires is None else max(0.0, self.expires - now)
+        return Worth(seconds=seconds, size=size, weight=WEIGHT[self.policy.priority], keep_alive=left)
 
     def learn(self, seconds: float) -> None:
         """Take note of how long a load took."""
         self.seconds = seconds if not self.seconds else self.seconds + _NEWER * (seconds - self.seconds)
 
-    def view(self, reserved: dict[str, int]) -> ModelView:
+    def view(self, reserved: dict[str, int], *, returning: bool = False) -> ModelView:
         """Return what others may see."""
+        retries = self.state == "backoff" and self.claim is None and not returning
         return ModelView(
             state=self.state,
             generation=self.generation,
@@ -191,7 +218,9 @@ class Book:
             error=self.error,
             reserved=reserved,
             claimed=self.claim is not None,
-            wanted=self.claim is not None and self.claim.gentle,
+            weighing=self.claim is not None and not self.claim.weighed,
+            wanted=returning or (self.claim is not None and self.claim.gentle),
             reason=self.reason,
-            retry_at=self.breaker.retry_at if self.state == "backoff" else None,
+            parting=self.parting,
+            retry_at=self.breaker.retry_at if retries else None,
         )

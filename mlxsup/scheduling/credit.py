@@ -2,12 +2,13 @@
 
 The credit of a model is what GreedyDual-Size-Frequency reckons (Cherkasova, 1998; with uses left out it is Landlord, Young,
 On-line file caching, 2002): the seconds that its reload takes, times how often it is used, for each GiB it holds; times a
-factor for its priority and one for its keep-alive. How long a use counts is what such rules differ by: LRU forgets at once, LFU
-never. Here a use counts half after so many uses of any model, as in LRFU (Lee et al., 2001), and how many is found out: for each
-of some half-lives it is followed what a cache of the same size would have held and what reloads that had cost, and the one that
-would have cost least of late decides (follow the leader among experts, as LeCaR does; Vietri et al., 2018).
+factor for its priority and one for what is left of its keep-alive. How long a use counts is what such rules differ by: LRU
+forgets at once, LFU never. Here a use counts half after so many uses of any model, as in LRFU (Lee et al., 2001), and how many is
+found out: for each of some half-lives it is followed what a cache of the same size would have held and what reloads that had cost,
+and the one that would have cost least of late decides (follow the leader among experts, as LeCaR does; Vietri et al., 2018).
 
-Weights are kept as logarithms and grow with time instead of fading, so that a key once made stays true in comparison.
+Weights are kept as logarithms and grow with each use instead of fading, so that a key stays true in comparison until what is left
+of the keep-alives is reckoned anew.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ FADING = 0.5 ** (1 / 2000)
 LEAD = 1.02
 """Another half-life must have lost so much less to take the lead."""
 LONGEST = 3600.0
-"""A keep-alive of this length or for ever doubles the credit."""
+"""Who shall be kept for so long still, or for ever, has half as much credit again; of who has less time left it is a part."""
+REVIEW = 60.0
+"""Seconds after which that part is reckoned anew."""
 
 
 class Shadow:
@@ -94,7 +97,11 @@ class Credit(Order):
         self._leader = self._shadows[1]
         self._uses = 0
         self._capacity = 0
-        self.epoch = 0
+        self._changes = 0
+
+    def epoch(self, now: float) -> int:
+        """Return another number when another half-life leads, and as the time goes that models shall still be kept."""
+        return self._changes + int(now // REVIEW)
 
     def resize(self, capacity: int) -> None:
         """Let the shadows have as much memory as there is."""
@@ -110,7 +117,7 @@ class Credit(Order):
         best = min(self._shadows, key=lambda shadow: shadow.loss)
         if self._leader.loss > LEAD * best.loss:
             self._leader = best
-            self.epoch += 1
+            self._changes += 1
 
     def key(self, model: str, worth: Worth, now: float) -> float:
         """Return the logarithm of the credit."""
@@ -125,7 +132,7 @@ class Credit(Order):
     def explain(self, model: str, worth: Worth) -> str:
         """Say how the credit came about."""
         half_life = self._leader.half_life
-        uses = 2.0 ** min(64.0, self._leader.weight(model) - self._uses / half_life)
+        uses = 2.0 ** (self._leader.weight(model) - self._uses / half_life)
         factor = 2.0 ** _value(worth) * max(1, worth.size) / GIB / worth.seconds
         credit = uses * worth.seconds * factor * GIB / max(1, worth.size)
         return (
@@ -137,4 +144,5 @@ class Credit(Order):
 def _value(worth: Worth) -> float:
     """Return the logarithm of what one use of a model is worth."""
     stays = LONGEST if worth.keep_alive < 0 else min(worth.keep_alive, LONGEST)
-    return math.log2(max(worth.seconds, 1e-3) * worth.weight * (1 + stays / LONGEST) * GIB / max(worth.size, 1))
+    kept = 1 + stays / LONGEST / 2
+    return math.log2(max(worth.seconds, 1e-3) * worth.weight * kept * GIB / max(worth.size, 1))

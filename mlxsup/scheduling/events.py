@@ -54,12 +54,20 @@ class Release(msgspec.Struct, frozen=True):
 
 
 class Weighed(msgspec.Struct, frozen=True):
-    """The model needs so many bytes; `seconds` is what its loads took in an earlier life, 0 where that is not known."""
+    """The model needs so many bytes.
+
+    Attributes:
+        seconds: what its loads took in an earlier life, 0 where that is not known.
+        least: bytes that will do where no device can give as many as it needs; 0: fewer will not do.
+        source: where the figure comes from, in words that follow "its need is".
+    """
 
     model: str
     attempt: int
     need: int
     seconds: float = 0.0
+    least: int = 0
+    source: str = ""
 
 
 class Unfit(msgspec.Struct, frozen=True):
@@ -122,7 +130,8 @@ class Start(msgspec.Struct, frozen=True):
 class Reconfigure(msgspec.Struct, frozen=True, kw_only=True):
     """Other models, or the same ones otherwise; what is loaded goes on unless it is gone from them or in `restart`.
 
-    Those in `restart` end their work and are loaded anew when they are asked for.
+    Those in `restart` end their work and are loaded anew: at once where they are pinned or preloaded, unless somebody had
+    them unloaded, else when they are asked for. A new one with `preload` is loaded if it fits.
     """
 
     policies: dict[str, Policy]

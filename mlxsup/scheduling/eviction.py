@@ -16,7 +16,7 @@ class Worth(msgspec.Struct, frozen=True, kw_only=True):
         seconds: what its reload takes.
         size: bytes that it holds, on all devices.
         weight: the factor of its priority.
-        keep_alive: seconds that it shall be kept after its last use, negative for ever.
+        keep_alive: seconds that it shall still be kept if nobody uses it, negative for ever.
     """
 
     seconds: float
@@ -31,7 +31,10 @@ class Order(abc.ABC):
     A key holds for as long as the model is idle and `epoch` stays the same.
     """
 
-    epoch: int = 0
+    def epoch(self, now: float) -> int:
+        """Return a number that is another one when keys must be made anew."""
+        del now
+        return 0
 
     @abc.abstractmethod
     def key(self, model: str, worth: Worth, now: float) -> float:

@@ -21,7 +21,7 @@ SLOTS = "places"
 
 GROWTH = 1.1
 """A runner that was seen to outgrow its reservation is spoken of again when it has grown by so much more."""
-_UNNOTICED = 32 << 20
+UNNOTICED = 32 << 20
 """Growth past a reservation that is not worth a word."""
 
 
@@ -49,6 +49,8 @@ class Account:
         """The part of `counted` that belongs to models on their way out."""
         self.pinned = 0
         """The part of `counted` that never goes."""
+        self.pledged = 0
+        """The part of `pinned` that was reserved, which is no passing growth."""
         self.expected = 0
         """What models that are gone have given back and the system has not shown yet."""
         self.expected_until = float("-inf")
@@ -69,6 +71,11 @@ class Account:
     def reach(self) -> int:
         """Return what could be given out if all that may go were gone."""
         return self._left(self.counted - self.pinned, self.expected)
+
+    @property
+    def utmost(self) -> int:
+        """Return what could be given out if, besides, no other program took any and pinned models what they reserved."""
+        return self.device.total - self.kept - self.pledged
 
     def _left(self, returned: int, expected: int) -> int:
         left = self.device.total - self.kept - self.counted + returned
@@ -146,13 +153,13 @@ class Ledger:
     def measure(self, model: str, used: Shares) -> bool:
         """Take note of what a model uses; returns whether it is worth saying that it has outgrown its reservation."""
         holding = self.holdings.get(model)
-        if holding is None:
+        if holding is None or holding.measured == used:
             return False
         self._book(holding, -1)
         holding.measured = dict(used)
         self._book(holding, 1)
         grown = sum(max(0, used.get(name, 0) - reserved) for name, reserved in holding.reserved.items())
-        if not any(holding.reserved.get(name) for name in used) or grown <= max(_UNNOTICED, GROWTH * holding.spoken_of):
+        if not any(holding.reserved.get(name) for name in used) or grown <= max(UNNOTICED, GROWTH * holding.spoken_of):
             return False
         holding.spoken_of = grown
         return True
@@ -163,7 +170,7 @@ class Ledger:
             account = self.accounts.get(name)
             if account is None:
                 continue
-            if account.expected and account.free is not None:
+            if account.free is not None:
                 account.expected = max(0, account.expected - max(0, size - account.free))
             account.free = size
 
@@ -213,8 +220,9 @@ class Ledger:
             account.unfulfilled += sign * max(0, holding.reserved.get(name, 0) - holding.measured.get(name, 0))
             if holding.departing:
                 account.departing += counted
-            if holding.pinned:
+            if holding.pinned and not holding.departing:
                 account.pinned += counted
+                account.pledged += sign * holding.reserved.get(name, 0)
 
     def _accounts_of(self, holding: Holding) -> Iterator[tuple[str, Account]]:
         for name in holding.devices():
@@ -222,19 +230,19 @@ class Ledger:
                 yield name, self.accounts[name]
 
 
-def refusal(account: Account, need: int, available: int, *, permanent: bool, why: str = "") -> DoesNotFit:
+def refusal(account: Account, need: int, available: int, *, retry_after: float | None, why: str = "") -> DoesNotFit:
     """Say that a need does not fit, with the figures.
 
     Args:
         account: of the device that is too small.
         need: bytes.
         available: bytes that could be had at most.
-        permanent: whether it never will.
-        why: what stands in the way, if it is not the size of the device.
+        retry_after: seconds after which it may; None: it never will.
+        why: what stands in the way, and where the need comes from.
     """
     if account.device.name == SLOTS:
         text = f"max_loaded is {account.device.total}, and all that are loaded are pinned"
-        return DoesNotFit(text, details={"max_loaded": account.device.total})
+        return DoesNotFit(text, retry_after=retry_after, details={"max_loaded": account.device.total})
     available = max(0, available)
     shown, there = rounded_size(need), rounded_size(available)
     if shown == there:  # `requires 4.0 GiB but only 4.0 GiB` would help nobody
@@ -247,6 +255,6 @@ def refusal(account: Account, need: int, available: int, *, permanent: bool, why
         "available": available,
         "overhead": account.kept,
     }
-    if permanent:
+    if retry_after is None:
         details["permanent"] = True
-    return DoesNotFit(text, details=details)
+    return DoesNotFit(text, retry_after=retry_after, details=details)

@@ -6,16 +6,15 @@ by force or when its drain deadline passes.
 
 from __future__ import annotations
 
-import copy
 from typing import assert_never
 
 from mlxsup.errors import Conflict, MlxsupError, ModelNotFound, QueueFull, ShuttingDown, Unloaded
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling import wording
-from mlxsup.scheduling.book import HEAD_START, Book, Limits, ModelView, Policy
+from mlxsup.scheduling.book import Book, Limits, ModelView, Policy
 from mlxsup.scheduling.ledger import SLOTS
-from mlxsup.scheduling.moves import Moves
+from mlxsup.scheduling.outlook import Outlook
 
 __all__ = ["Limits", "ModelView", "Policy", "Scheduler"]
 
@@ -23,7 +22,7 @@ RECONSIDER = 1.0
 """Seconds after which it is looked again whether a model that could not be loaded at all can be now."""
 
 
-class Scheduler(Moves):
+class Scheduler(Outlook):
     """Decides for all models; does nothing itself."""
 
     def handle(self, event: ev.Event, now: float) -> list[fx.Effect]:
@@ -93,10 +92,6 @@ class Scheduler(Moves):
             case _:
                 assert_never(event)
 
-    def wake_at(self) -> float | None:
-        """Return when a Tick is due next, None for never."""
-        return self._timers.next_at()
-
     # Looking on
 
     @property
@@ -116,27 +111,19 @@ class Scheduler(Moves):
 
     @property
     def hungry(self) -> bool:
-        """Whether somebody waits for memory."""
-        return bool(self._claims)
+        """Whether somebody waits for memory, and it is known for how much."""
+        return any(claim.weighed for _, _, name in self._claims if (claim := self._books[name].claim) is not None)
+
+    @property
+    def expectant(self) -> bool:
+        """Whether a model is to be loaded as soon as there is room for it, though nobody asks for it."""
+        return bool(self._returning)
 
     def view(self, name: str) -> ModelView:
         """Return one model's state."""
         shares = self.ledger.counted(name)
         shares.pop(SLOTS, None)
-        return self._books[name].view(shares)
-
-    def explain(self, name: str, now: float, need: int | None = None) -> str:
-        """Say what would happen if the model were asked for now, and why; changes nothing.
-
-        `need` is bytes, if it was weighed just now; else what it was found to need the last time.
-        """
-        book = copy.copy(self._books[name])
-        if need is not None:
-            book.need = need
-        if book.live or self.closing or book.breaker.retry_at > now or self._fault(book) is not None:
-            return wording.standing(book, now, closing=self.closing)
-        plan = self._admission.plan(book, now, {})
-        return wording.prospect(book, plan, self.ledger, [self._sums(victim) for victim in plan.victims])
+        return self._books[name].view(shares, returning=name in self._returning)
 
     # Callers
 
@@ -148,15 +135,9 @@ class Scheduler(Moves):
         if book.state == "ready" and not book.waiting and len(book.leases) < book.policy.concurrency:
             self._grant(book, event.ticket)
             return
-        if self._waiting >= self._queue or len(book.waiting) >= book.policy.queue:
-            full = (
-                (self._waiting, "all models together")
-                if self._waiting >= self._queue
-                else (len(book.waiting), book.name)
-            )
+        if (full := self._full(book)) is not None:
             book.wished.pop(event.ticket, None)
-            error = QueueFull("{} requests wait already, as many as may for {}".format(*full))
-            self._out.append(fx.Reject(event.ticket, error))
+            self._out.append(fx.Reject(event.ticket, full))
             return
         book.waiting[event.ticket] = self._now
         self._waiting += 1
@@ -173,9 +154,13 @@ class Scheduler(Moves):
             self._rest(book)
             self._out.append(fx.Done(event.ticket))
             return
+        if (full := self._full(book)) is not None:
+            self._out.append(fx.Reject(event.ticket, full))
+            return
         if event.keep_alive is not None:
             book.wished[event.ticket] = event.keep_alive
         book.loading[event.ticket] = self._now
+        self._waiting += 1
         self._want(book, "load asked for")
 
     def _unload(self, book: Book, ticket: int, *, force: bool) -> None:
@@ -186,6 +171,7 @@ class Scheduler(Moves):
             return
         self._reject_waiting(book, Unloaded(f"{book.name} was unloaded", details={"model": book.name}))
         self._returning.pop(book.name, None)
+        book.then, book.unloaded = "", True
         self._drop_claim(book)
         book.asked_keep_alive = book.refused_at = None
         book.breaker.forget()  # whoever asks for it next means a new beginning
@@ -202,7 +188,8 @@ class Scheduler(Moves):
             self._release(book, ticket)
         if book.waiting.pop(ticket, None) is not None:
             self._waiting -= 1
-        book.loading.pop(ticket, None)
+        if book.loading.pop(ticket, None) is not None:
+            self._waiting -= 1
         book.wished.pop(ticket, None)
         if ticket in book.unloading:
             book.unloading.remove(ticket)
@@ -222,7 +209,7 @@ class Scheduler(Moves):
 
     def _weighed(self, book: Book, event: ev.Weighed) -> None:
         if book.claim is not None and event.attempt == book.attempt:
-            book.need = event.need
+            book.need, book.least, book.source = self._admission.need(book.policy, event), event.least, event.source
             book.seconds = book.seconds or event.seconds
             book.claim.weighed = self._reconsider = True
 
@@ -231,13 +218,12 @@ class Scheduler(Moves):
             return
         book.error = None
         book.breaker.ready(self._now)
+        book.again.ready(self._now)
         book.learn(self._now - book.spawned_at)
         book.ready_at = book.last_used = self._now
         self._change(book, "ready", "loaded")
-        for ticket in book.loading:
-            book.asked_keep_alive = book.wished.pop(ticket, book.asked_keep_alive)
-            self._out.append(fx.Done(ticket))
-        book.loading.clear()
+        book.unused = book.unused or bool(book.loading)
+        self._tell_loaded(book)
         self._serve_waiting(book)
         self._reconsider = self._reconsider or bool(self._claims)  # in use or not, from now on its time runs
 
@@ -261,13 +247,14 @@ class Scheduler(Moves):
         self._out.extend(fx.Done(ticket) for ticket in book.unloading)
         asked_to_go = bool(book.unloading)
         book.unloading.clear()
+        held = self._size(book.name)
         self.ledger.release(book.name, self._now + self._limits.settle)
         if event.error is None:
             self._change(book, "stopped", "gone")
         else:
             self._failed(book, event.error, event.jitter)
         if not self.closing:
-            self._after(book, crashed=event.error is not None and not asked_to_go)
+            self._after(book, crashed=event.error is not None and not asked_to_go, held=held)
         self._look_for_memory()
         self._reconsider = True
 
@@ -280,18 +267,6 @@ class Scheduler(Moves):
         if book.state == "starting":
             self._reject_waiting(book, error)
         self._change(book, "failed", error.message)
-
-    def _after(self, book: Book, *, crashed: bool) -> None:
-        """Say what comes after the end of a process."""
-        if book.removed:
-            self._forget(book)
-        elif book.waiting or book.loading:
-            self._want(book, "asked for while it went")
-        elif crashed and book.policy.pinned and book.refused_at is None:
-            self._want(book, "pinned, and crashed")
-        elif book.for_others and book.policy.comes_back:
-            self._returning[book.name] = None
-        book.for_others = False
 
     def _stuck(self, book: Book, event: ev.Stuck) -> None:
         if event.generation != book.generation or not book.live:
@@ -313,16 +288,18 @@ class Scheduler(Moves):
                 continue
             if self.ledger.measure(name, used):
                 self._notice(book, wording.outgrown(self.ledger.holdings[name]))
+        self._sort_anew()
         for account in self.ledger.accounts.values():
             if not account.shortage:
                 account.low = False
                 continue
             for name in self._admission.pressed(account):
+                self._books[name].again.failed(self._now, 0.0)
                 self._evict(self._books[name], wording.pressure(account, self._sums(name)))
             if account.shortage and not account.low:
                 account.low = True
                 self._out.append(fx.Noticed("", "ready", 0, wording.low(account)))
-        self._reconsider = bool(self._claims or self._returning)
+        self._reconsider = bool(self._claims or self._returning or self._making_room)
 
     # Time, the beginning and the end
 
@@ -334,12 +311,12 @@ class Scheduler(Moves):
                 self._reconsider = True
                 continue
             book = self._books.get(name)
-            if kind == "residency":
+            if kind in ("residency", "shortage", "return"):
                 self._reconsider = True
             elif book is None:
                 continue
             elif kind == "expires":
-                self._put_out(book, f"idle for {book.keep_alive:g} s", force=False)
+                self._stop(book, f"idle for {book.keep_alive:g} s")
             elif kind == "drain":
                 self._stop(book, "its drain deadline passed")
             elif kind == "patience" and book.claim is not None:
@@ -347,53 +324,6 @@ class Scheduler(Moves):
             elif kind == "retry" and book.state == "backoff":
                 wished = book.waiting or book.loading or book.policy.pinned
                 self._want(book, "tried again after a failure", gentle=not wished)
-
-    def _start(self) -> None:
-        """Ask for what shall be there from the start, the first in rank first; nobody goes for it."""
-        wanted = [book for book in self._books.values() if book.policy.preload and not book.live]
-        for book in sorted(wanted, key=lambda book: -HEAD_START[book.policy.priority]):
-            self._want(book, "preloaded", gentle=True)
-
-    def _reconfigure(self, event: ev.Reconfigure) -> None:
-        self._queue, self._limits = event.queue, event.limits
-        self.ledger.refit(event.devices, event.limits.max_loaded)
-        for name, policy in event.policies.items():
-            book = self._books.get(name)
-            if book is None:
-                self._books[name] = Book(name, policy, event.limits.backoff)
-                continue
-            book.policy, book.removed, book.refused_at = policy, False, None
-            self.ledger.pin(name, pinned=policy.pinned)
-            if name in event.restart:
-                book.breaker.forget()
-                self._put_out(book, "its configuration has changed", force=False)
-            elif book.state == "ready":
-                self._serve_waiting(book)
-            if book.claim is not None:
-                self._drop_claim(book)
-                self._want(book, "asked for", gentle=not (book.waiting or book.loading))
-        for book in [book for name, book in self._books.items() if name not in event.policies]:
-            self._remove(book)
-        self._make_admission()
-        self._reconsider = True
-
-    def _remove(self, book: Book) -> None:
-        book.removed = True
-        gone = ModelNotFound(f"{book.name} is not configured any more", details={"model": book.name})
-        self._reject_waiting(book, gone)
-        self._drop_claim(book)
-        if book.live:
-            self._put_out(book, "it is not configured any more", force=False)
-        else:
-            self._forget(book)
-
-    def _forget(self, book: Book) -> None:
-        self._out.extend(fx.Done(ticket) for ticket in book.unloading)
-        self._returning.pop(book.name, None)
-        self._timers.set("retry", book.name, None)
-        self.order.forget(book.name)
-        del self._books[book.name]
-        self._out.append(fx.Forget(book.name))
 
     def _shutdown(self, *, force: bool) -> None:
         self.closing = True
@@ -420,14 +350,23 @@ class Scheduler(Moves):
             self._out.append(fx.Reject(ticket, error))
         return error is not None
 
+    def _full(self, book: Book) -> QueueFull | None:
+        """Return why nobody more may wait, if so: who waits for a place and who waits for a load count alike."""
+        waiting = len(book.waiting) + len(book.loading)
+        if self._waiting >= self._queue:
+            return QueueFull(f"{self._waiting} requests wait already, as many as may for all models together")
+        if waiting >= book.policy.queue:
+            return QueueFull(f"{waiting} requests wait already, as many as may for {book.name}")
+        return None
+
     def _fault(self, book: Book) -> MlxsupError | None:
         """Return why a model cannot even be waited for now."""
         if book.removed:
             return ModelNotFound(f"{book.name} is not configured any more", details={"model": book.name})
-        if book.state == "stuck" and book.error is not None:
-            return book.error.again()
-        if book.state in ("ready", "draining", "stopping") or book.error is None:
+        if book.error is None:
             return None
+        if book.state == "stuck":
+            return book.error.again()
         if book.refused_at is not None and not book.live:
             return None if self._now - book.refused_at >= RECONSIDER else book.error.again()
         trying = book.state == "starting" or book.claim is not None

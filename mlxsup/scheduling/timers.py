@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import Literal
 
-Kind = Literal["expires", "drain", "retry", "patience", "residency", "look"]
+Kind = Literal["expires", "drain", "retry", "patience", "shortage", "residency", "look", "return"]
 Key = tuple[Kind, str]
 
 

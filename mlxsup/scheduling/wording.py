@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mlxsup.errors import Backoff
 from mlxsup.scheduling.admission import Plan
 from mlxsup.scheduling.book import Book
 from mlxsup.scheduling.ledger import SLOTS, Account, Holding, Ledger
 from mlxsup.sizes import rounded_size
+
+MOST_NAMED = 5
+"""Of so many models the names are told."""
 
 
 def stuck(model: str, pids: Sequence[int]) -> Backoff:
@@ -39,10 +42,10 @@ def waits_to_retry(book: Book, now: float) -> str:
     return f"started again in {book.breaker.retry_at - now:.1f} s{why}"
 
 
-def room(book: Book, plan: Plan, ledger: Ledger) -> str:
+def room(book: Book, shares: Mapping[str, int], ledger: Ledger) -> str:
     """Say what a model needs and what there is of it."""
     parts = []
-    for name, need in plan.shares.items():
+    for name, need in shares.items():
         account = ledger.accounts[name]
         if name == SLOTS:
             parts.append(f"{account.counted} of {account.device.total} places are taken (max_loaded)")
@@ -55,20 +58,24 @@ def room(book: Book, plan: Plan, ledger: Ledger) -> str:
 
 def evicted(book: Book, plan: Plan, ledger: Ledger, sums: str) -> str:
     """Say why somebody goes for a model."""
-    return f"put out for {book.name}: {room(book, plan, ledger)}; {sums}"
+    return f"put out for {book.name}: {room(book, plan.shares, ledger)}; {sums}"
 
 
 def pressure(account: Account, sums: str) -> str:
     """Say why somebody goes for nobody in particular."""
-    return f"put out because {account.device.name} lacks {rounded_size(account.shortage)}; {sums}"
+    return f"put out because {_shortage(account)}; {sums}"
 
 
 def low(account: Account) -> str:
     """Say that a device is overdrawn and nobody is idle."""
-    return (
-        f"{account.device.name} lacks {rounded_size(account.shortage)}, and no idle model can be put out:"
-        " nothing more is loaded there"
-    )
+    where = "" if account.device.name == SLOTS else " there"
+    return f"{_shortage(account)}, and no idle model can be put out: nothing more is loaded{where}"
+
+
+def _shortage(account: Account) -> str:
+    if account.device.name == SLOTS:
+        return f"{account.counted - account.departing} are loaded and max_loaded is {account.device.total}"
+    return f"{account.device.name} lacks {rounded_size(account.shortage)}"
 
 
 def outgrown(holding: Holding) -> str:
@@ -81,33 +88,59 @@ def outgrown(holding: Holding) -> str:
     return f"uses {' and '.join(parts)}"
 
 
-def standing(book: Book, now: float, *, closing: bool) -> str:
-    """Say what would become of a request for a model that is loaded or cannot be asked for."""
-    if closing:
-        return "refused: mlxsup is shutting down"
+def joins(book: Book, now: float) -> str:
+    """Say for what a new request waits where nothing has to be done for it."""
+    behind = len(book.waiting) - 1
     if book.state == "ready":
-        busy = len(book.leases) >= book.policy.concurrency or bool(book.waiting)
-        who = f"all {book.policy.concurrency} of its places are taken, {len(book.waiting)} wait before it"
-        return f"queued: {who}" if busy else "granted at once: it is ready"
+        return f"queued: all {book.policy.concurrency} of its places are taken, {behind} wait before it"
     if book.state == "starting":
-        return "queued: it is being loaded"
-    if book.state in ("draining", "stopping"):
-        return f"queued, and loaded again: it is on its way out ({book.reason})"
-    if book.error is not None and book.breaker.retry_at > now and not book.breaker.open:
+        return "queued: it is being loaded" + (f", {behind} wait before it" if behind else "")
+    if book.state == "backoff":
         return f"queued: {waits_to_retry(book, now)}"
-    return f"refused: {book.error.message}" if book.error is not None else "refused"
+    return f"queued, and loaded again: it is on its way out ({book.reason})"
 
 
-def prospect(book: Book, plan: Plan, ledger: Ledger, sums: Sequence[str]) -> str:
-    """Say what would become of a request for a model that is not loaded."""
-    if plan.verdict == "refused" and plan.error is not None:
-        return f"refused: {plan.error.message}"
-    why = room(book, plan, ledger)
-    if plan.verdict == "fits":
-        return f"loaded at once: {why}" if why else "loaded at once"
-    if plan.verdict == "waits":
-        return f"loaded when those who go are gone: {why}"
-    if plan.verdict == "evicts":
-        going = "; ".join(f"{name} ({each})" for name, each in zip(plan.victims, sums, strict=True))
-        return f"loaded after these are put out: {going}; {why}"
-    return f"queued until a model becomes idle: {why}"
+def after(victims: Mapping[str, str], why: str) -> str:
+    """Say that these are put out for a request, each with the sums that speak for it."""
+    going = "; ".join(f"{name} ({sums})" for name, sums in victims.items())
+    return f"loaded after these are put out: {going}; {why}"
+
+
+def when_gone(names: Sequence[str], rivals: Sequence[str], why: str) -> str:
+    """Say that a request needs what those have who go already, or the memory of who is gone; `rivals` will be loaded again."""
+    what = f"when those who go are gone ({_named(names)})" if names else "when the memory of who went is back"
+    return f"loaded {what}: {why}" + (f"; to be loaded again: {_named(rivals)}" if rivals else "")
+
+
+def behind(names: Sequence[str], why: str) -> str:
+    """Say that there would be room for a request, but for others that wait."""
+    return f"queued behind {_named(names)}, to whom memory goes first: {why}"
+
+
+def when_old_enough(names: Sequence[str], wait: float, residency: float, why: str) -> str:
+    """Say who will be put out for a request as soon as it has been there for long enough."""
+    return (
+        f"queued: in {wait:.1f} s {_named(names)} will have been loaded for {residency:g} s and may be put out; {why}"
+    )
+
+
+def blocked(who: Mapping[str, str], why: str) -> str:
+    """Say that a request waits for something to happen that nobody can bring about."""
+    standing = _named([f"{name} {what}" for name, what in who.items()])
+    return f"queued until there is room: {why}" + (f"; {standing}" if standing else "")
+
+
+def cannot_go(book: Book) -> str:
+    """Say why a model that is loaded is not put out now, in words that follow its name."""
+    if book.policy.pinned:
+        return "is pinned"
+    if book.state == "ready":
+        return "is in use" if book.leases else "is idle"
+    words = {"starting": "is being loaded", "draining": "ends its work", "stopping": "goes"}
+    return words.get(book.state, "does not go")
+
+
+def _named(names: Sequence[str]) -> str:
+    """Join names, the first of them where they are many."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

@@ -5,7 +5,7 @@ Pure: no process, no clock, nothing awaited. `mlxsup simulate` prints what `repl
 
 from __future__ import annotations
 
-from mlxsup.simulation.bounds import exact, farthest
+from mlxsup.simulation.bounds import exact, farthest, least
 from mlxsup.simulation.comparing import Setting, bound, compare, scheduler_for
 from mlxsup.simulation.replaying import Outcome, replay
 from mlxsup.simulation.rivals import RIVALS
@@ -24,6 +24,7 @@ __all__ = [
     "compare",
     "exact",
     "farthest",
+    "least",
     "replay",
     "scheduler_for",
 ]

@@ -31,6 +31,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         p50: seconds that half of them did not wait longer than.
         p99: the same for 99 of 100.
         events: what the scheduler was told.
+        served: the models of those that were granted, in that order.
     """
 
     requests: int
@@ -43,6 +44,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     p50: float
     p99: float
     events: int
+    served: Sequence[str]
 
 
 def replay(scheduler: Scheduler, models: Iterable[Simulated], trace: Iterable[Request]) -> Outcome:
@@ -59,6 +61,7 @@ class _Replay:
         self._came: dict[int, float] = {}
         self._cold: set[int] = set()
         self._waits: list[float] = []
+        self._served: list[str] = []
         self._load_seconds: list[float] = []
         self._hits = self._loads = self._evictions = self._refused = self._events = 0
 
@@ -87,6 +90,7 @@ class _Replay:
             p50=_quantile(self._waits, 0.5),
             p99=_quantile(self._waits, 0.99),
             events=self._events,
+            served=self._served,
         )
 
     def _wake_at(self) -> float:
@@ -128,6 +132,7 @@ class _Replay:
 
     def _granted(self, grant: fx.Grant, now: float) -> None:
         self._waits.append(now - self._came.pop(grant.ticket))
+        self._served.append(grant.model)
         if grant.ticket in self._cold:
             self._cold.discard(grant.ticket)
         else:

@@ -44,6 +44,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
         tensors: bytes of its tensors, 0 where its files were not read.
         working_set: bytes of context, activations, buffers; 0 unless estimated, as is `margin`.
         margin: bytes for what is not known.
+        estimate: the sum of the three where what was learnt wins over it, else 0.
     """
 
     total: int
@@ -51,6 +52,7 @@ class Need(msgspec.Struct, frozen=True, kw_only=True):
     tensors: int = 0
     working_set: int = 0
     margin: int = 0
+    estimate: int = 0
 
 
 def need(
@@ -74,14 +76,14 @@ def need(
         ValueError: nothing is known.
     """
     tensors = weights.tensor_bytes if weights else 0
+    added = margin.of(tensors)
+    total = tensors + working_set + added
     if declared is not None:
         return Need(total=declared, source="declared", tensors=tensors)
     if learnt is not None:
-        return Need(total=learnt, source="learnt", tensors=tensors)
+        return Need(total=learnt, source="learnt", tensors=tensors, estimate=total if weights else 0)
     if weights is None:
         raise ValueError("a need without weights must be declared or learnt")
-    added = margin.of(tensors)
-    total = tensors + working_set + added
     return Need(total=total, source="estimated", tensors=tensors, working_set=working_set, margin=added)
 
 

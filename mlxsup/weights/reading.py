@@ -15,7 +15,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from mlxsup.errors import LoadFailed
+from mlxsup.errors import LoadFailed, ResourceExhausted
+from mlxsup.shortages import is_shortage
 
 HEADER_LIMIT: Final = 100_000_000
 """Bytes of header that are read of one file; the safetensors library has the same limit."""
@@ -277,6 +278,8 @@ def _small(path: Path, limit: int) -> bytes:
         return file.at(0, file.size)
 
 
-def _failed(path: Path, error: OSError) -> UnreadableModel:
+def _failed(path: Path, error: OSError) -> UnreadableModel | ResourceExhausted:
+    if is_shortage(error):
+        return ResourceExhausted.of(f"cannot read {readable(path)}", error)
     missing = isinstance(error, FileNotFoundError | NotADirectoryError)
     return unreadable(path, f"cannot be read: {error.strerror or error}", missing=missing)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxsup.engines import Verdict
-from mlxsup.engines.wire import read_health
+from mlxsup.engines.wire import read_health, read_memory
+from mlxsup.protocol import RunnerMemory
 
 
 @pytest.mark.parametrize("body", [b'{"status":"ok","pid":7,"busy":true,"memory":{"active":1}}', b"", b"OK", b"{"])
@@ -45,3 +46,20 @@ def test_everything_else_is_not_yet(status: int) -> None:
 @given(st.integers(100, 599), st.binary(max_size=200))
 def test_no_body_is_too_odd(status: int, body: bytes) -> None:
     assert read_health(status, body).verdict is (Verdict.READY if status == 200 else Verdict.LOADING)
+
+
+@pytest.mark.parametrize(
+    ("body", "memory"),
+    [
+        (b'{"status":"ok","memory":{"active":1,"peak":3,"cache":2}}', RunnerMemory(active=1, peak=3, cache=2)),
+        (b'{"status":"ok","memory":{"active":1}}', RunnerMemory(active=1)),
+        (b'{"status":"ok"}', None),
+        (b'{"memory":{"active":"much"}}', None),
+        (b"OK", None),
+        (b"", None),
+        (b'{"a":' * 10_000, None),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_a_runner_may_say_what_memory_it_has(body: bytes, memory: RunnerMemory | None) -> None:
+    assert read_memory(body) == memory

@@ -12,15 +12,19 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlxsup.host import devices, ram
+from mlxsup.host import Gauge, devices, ram
+from mlxsup.host.cgroups import limits
 
 from .trees import GIB, MIB, UNLIMITED, V1_MOUNT, V2_MOUNT, machine, meminfo
 
 
 def total_and_free(root: Path) -> tuple[int, int]:
-    """Return what the device cpu has; nothing about it is in doubt."""
+    """Return what the device cpu has; nothing about it is in doubt, and the gauge says the same."""
     found = ram(root=root)
     assert found.reasons == ()
+    gauge = Gauge(root)
+    gauge.survey()
+    assert gauge.free() == found.devices[0].free
     (device,) = found.devices
     assert (device.name, device.kind, device.minimum) == ("cpu", "cpu", 457 * MIB)
     return device.total, device.free
@@ -110,6 +114,42 @@ def test_v2_mounted_somewhere_else_in_a_name_with_a_space(tmp_path: Path) -> Non
     root = machine(tmp_path, cgroup="0::/a\n", mounts=mounts, files=v2(2 * GIB, current=GIB, at="my groups/a/"))
 
     assert total_and_free(root) == (2 * GIB, GIB)
+
+
+# The gauge
+
+
+def test_a_gauge_follows_what_is_used_and_asks_of_the_cache_only_where_it_is_tight(tmp_path: Path) -> None:
+    root = machine(tmp_path, cgroup="0::/a\n", files=v2(10 * GIB, current=GIB, inactive=GIB, at="a/"))
+    gauge = Gauge(root)
+    assert gauge.free() == 8 * GIB  # no survey yet
+    gauge.survey()
+    group = root / "sys/fs/cgroup/a"
+    (group / "memory.stat").rename(group / "hidden")
+    (limit,) = limits(root)[0]
+    assert limit.left(8 * GIB) == 9 * GIB  # no need to know more
+    with pytest.raises(FileNotFoundError):
+        limit.left(10 * GIB)
+    (group / "hidden").rename(group / "memory.stat")
+    (group / "memory.current").write_text(f"{4 * GIB}\n")
+    assert gauge.free() == 7 * GIB
+    (group / "memory.current").write_text(f"{12 * GIB}\n")
+    assert gauge.free() == 0
+    (root / "proc/meminfo").write_text(meminfo(available=None))
+    (group / "memory.current").write_text("0\n")
+    assert gauge.free() == 2 * GIB
+
+
+def test_a_gauge_learns_of_another_limit_by_a_survey_and_forgets_a_group_that_is_gone(tmp_path: Path) -> None:
+    root = machine(tmp_path, cgroup="0::/a\n", files=v2(4 * GIB, current=GIB, at="a/"))
+    gauge = Gauge(root)
+    gauge.survey()
+    (root / "sys/fs/cgroup/a/memory.max").write_text(f"{2 * GIB}\n")
+    assert gauge.free() == 3 * GIB
+    gauge.survey()
+    assert gauge.free() == GIB
+    (root / "sys/fs/cgroup/a/memory.current").unlink()
+    assert gauge.free() == 8 * GIB
 
 
 # Version 1

@@ -52,7 +52,6 @@ def test_a_request_before_its_backoff_ends_is_explained() -> None:
     driver.gone(broken(), "a")
     assert driver.scheduler.explain("a", driver.now) == "queued: started again in 0.5 s after: no such file"
     assert driver.scheduler.explain("a", driver.now + 0.5).startswith("loaded at once: a needs 1.0 GiB")
-    assert driver.scheduler.explain("a", driver.now + 0.5, 2 * GIB).startswith("refused: model requires 2.0 GiB")
 
 
 def test_what_fails_is_told_before_it_is_gone() -> None:

@@ -55,6 +55,7 @@ class Child:
     failing: bool = False
     """Said that it is of no more use."""
     stuck: bool = False
+    used: bool = False
 
 
 @dataclass
@@ -153,6 +154,7 @@ class Life(RuleBasedStateMachine):
         assert not child.told
         assert not child.failing
         self.world.leases[grant.ticket] = child
+        child.used = True
         assert len(self.world.held(child)) <= POLICIES[grant.model].concurrency
 
     def on_done(self, done: fx.Done) -> None:
@@ -191,10 +193,10 @@ class Life(RuleBasedStateMachine):
 
     @rule(model=MODELS)
     def acquire(self, model: str) -> None:
-        waiting = [number for each in POLICIES for number in self.world.waiting(each, "acquire")]
+        waiting = [number for each in POLICIES for number in self.world.waiting(each, "acquire", "load")]
         number = self.open_ticket("acquire", model)
         self.tell(ev.Acquire(number, model))
-        if not self.closing and len(waiting) < QUEUE and len(self.world.waiting(model, "acquire")) == 0:
+        if not self.closing and len(waiting) < QUEUE and len(self.world.waiting(model, "acquire", "load")) == 0:
             ticket = self.world.tickets[number]
             stuck = self.world.states[model] == "stuck"
             assert stuck or number in self.world.leases or not ticket.answered, "refused for no reason"
@@ -356,11 +358,18 @@ class Life(RuleBasedStateMachine):
                 assert model in self.world.children
 
     @invariant()
+    def no_more_wait_than_may(self) -> None:
+        waiting = {model: len(self.world.waiting(model, "acquire", "load")) for model in POLICIES}
+        assert sum(waiting.values()) == self.scheduler._waiting <= QUEUE
+        assert all(count <= POLICIES[model].queue for model, count in waiting.items())
+
+    @invariant()
     def an_idle_model_has_its_time(self) -> None:
         for model, of_model in POLICIES.items():
             view = self.scheduler.view(model)
             idle = view.state == "ready" and not view.leases and of_model.keep_alive >= 0
-            assert (view.expires is not None) == idle
+            assert (view.expires is not None) == (idle and of_model.keep_alive > 0)
+            assert not idle or of_model.keep_alive > 0 or not self.world.children[model].used, "its use is over"
             if view.expires is not None:
                 assert view.expires <= self.now + of_model.keep_alive
 

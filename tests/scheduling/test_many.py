@@ -74,6 +74,8 @@ class Process:
     ready_at: float = 0.0
     told: bool = False
     failing: bool = False
+    excused: bool = False
+    """Made pinned when it was on its way out already."""
 
 
 @dataclass
@@ -89,6 +91,7 @@ class ManyModels(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
+        self.policies = dict(MODELS)
         self.processes: dict[str, Process] = {}
         self.generations = dict.fromkeys(MODELS, 0)
         self.tickets: dict[int, Ticket] = {}
@@ -137,7 +140,7 @@ class ManyModels(RuleBasedStateMachine):
                 earlier = self.waiting(effect.model, "acquire")
                 assert not earlier or earlier[0] > effect.ticket, "served out of turn"
                 self.leases[effect.ticket] = process
-                assert len(self.held(process)) <= MODELS[effect.model].concurrency
+                assert len(self.held(process)) <= self.policies[effect.model].concurrency
             case fx.Done():
                 ticket = self.answer(effect.ticket)
                 lives = effect_model_lives = ticket.model in self.processes
@@ -145,7 +148,9 @@ class ManyModels(RuleBasedStateMachine):
                 assert not effect_model_lives or self.processes[ticket.model].ready
             case fx.Reject():
                 ticket = self.answer(effect.ticket)
-                if effect.error.code == "does_not_fit" and ticket.model == "never":
+                if effect.error.code == "does_not_fit" and (self.policies[ticket.model].memory or 0) > sum(
+                    TOTAL.values()
+                ):
                     assert effect.error.details["permanent"]
                 assert ticket.kind != "unload" or effect.error.code == "conflict"
             case fx.Closed():
@@ -158,7 +163,7 @@ class ManyModels(RuleBasedStateMachine):
         assert spawn.model not in self.processes, "two processes of one model"
         assert spawn.generation > self.generations[spawn.model]
         self.generations[spawn.model] = spawn.generation
-        policy = MODELS[spawn.model]
+        policy = self.policies[spawn.model]
         need = WEIGHT if policy.memory is None else policy.memory
         assert need <= sum(spawn.shares.values()) < need + len(spawn.shares)
         assert set(spawn.shares) <= set(policy.devices)
@@ -178,7 +183,7 @@ class ManyModels(RuleBasedStateMachine):
             assert forced or "deadline" in reason, "a leased process was stopped"
         if "put out" in reason:
             assert process.ready, "put out while it was loaded"
-            assert not MODELS[stop.model].pinned, "a pinned model was put out"
+            assert process.excused or not self.policies[stop.model].pinned, "a pinned model was put out"
             if "put out because" not in reason:
                 assert self.now >= process.ready_at + self.limits.min_residency, "put out too soon"
 
@@ -218,7 +223,7 @@ class ManyModels(RuleBasedStateMachine):
         number = self.ask("acquire", model)
         process = self.processes.get(model)
         idle = process is not None and self.scheduler.view(model).state == "ready"
-        free = process is not None and len(self.held(process)) < MODELS[model].concurrency
+        free = process is not None and len(self.held(process)) < self.policies[model].concurrency
         behind = self.waiting(model, "acquire")[:-1]
         self.tell(ev.Acquire(number, model, keep_alive))
         if idle and free and not behind and not self.closing:
@@ -369,7 +374,10 @@ class ManyModels(RuleBasedStateMachine):
         if not self.scheduler.models:
             return
         idle = []
-        for model, policy in MODELS.items():
+        for model, policy in self.policies.items():
+            if model not in self.scheduler.models:
+                assert model not in self.processes
+                continue
             view, process = self.scheduler.view(model), self.processes.get(model)
             assert (process is None) == (view.state in ("stopped", "failed", "backoff"))
             assert view.waiting == len(self.waiting(model, "acquire", "load"))
@@ -384,7 +392,7 @@ class ManyModels(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
-        for model in MODELS:
+        for model in self.policies:
             if not self.waiting(model, "acquire", "load"):
                 continue
             view = self.scheduler.view(model)
@@ -403,7 +411,7 @@ class ManyModels(RuleBasedStateMachine):
         leaving = [process for process in self.processes.values() if process.told]
         if len(claimed) != 1 or self.questions or leaving or self.watched or self.limits.max_loaded:
             return
-        policy = MODELS[claimed[0]]
+        policy = self.policies[claimed[0]]
         need = WEIGHT if policy.memory is None else policy.memory
         for device in policy.devices if policy.spread == 1 else ():
             kept = [
@@ -415,9 +423,9 @@ class ManyModels(RuleBasedStateMachine):
 
     @rule(model=NAMES)
     def explain(self, model: str) -> None:
-        before = [self.scheduler.view(name) for name in MODELS]
-        assert self.scheduler.explain(model, self.now)
-        assert [self.scheduler.view(name) for name in MODELS] == before
+        before = [self.scheduler.view(name) for name in self.scheduler.models]
+        assert model not in self.scheduler.models or self.scheduler.explain(model, self.now)
+        assert [self.scheduler.view(name) for name in self.scheduler.models] == before
 
     @rule(model=NAMES)
     def use(self, model: str) -> None:
@@ -436,12 +444,7 @@ class ManyModels(RuleBasedStateMachine):
         if not self.scheduler.models:
             return
         self.others = dict.fromkeys(self.others, 0)
-        for _ in range(400):
-            if not any(self.waiting(model, "acquire", "load", "unload") for model in MODELS):
-                break
-            self.step()
-        else:
-            raise AssertionError("somebody waits for ever")
+        self.let_all_be_answered()
         self.closing = True
         self.tell(ev.Shutdown())
         for _ in range(400):
@@ -449,6 +452,13 @@ class ManyModels(RuleBasedStateMachine):
                 break
             self.step()
         assert self.closed
+
+    def let_all_be_answered(self) -> None:
+        for _ in range(400):
+            if not any(self.waiting(model, "acquire", "load", "unload") for model in MODELS):
+                return
+            self.step()
+        raise AssertionError("somebody waits for ever")
 
     def step(self) -> None:
         """Let happen what must happen sooner or later."""

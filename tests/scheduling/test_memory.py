@@ -140,26 +140,27 @@ class TestOrder:
         driver.acquire("b")
         assert driver.view("a").reason.startswith("put out for b: b needs 1.0 GiB on cpu, 0 B are free; credit")
 
-    @given(
-        lacking=st.dictionaries(st.sampled_from("xy"), st.integers(-3, 12), min_size=1),
-        frees=st.lists(st.dictionaries(st.sampled_from("xyz"), st.integers(0, 6)), max_size=6),
-    )
-    def test_a_choice_is_enough_and_nobody_in_it_can_be_spared(
-        self, lacking: dict[str, int], frees: list[dict[str, int]]
-    ) -> None:
-        candidates = [(str(number), each) for number, each in enumerate(frees)]
-        of = dict(candidates)
 
-        def enough(names: tuple[str, ...] | list[str]) -> bool:
-            return all(sum(of[name].get(each, 0) for name in names) >= size for each, size in lacking.items())
+@given(
+    lacking=st.dictionaries(st.sampled_from("xy"), st.integers(-3, 12), min_size=1),
+    frees=st.lists(st.dictionaries(st.sampled_from("xyz"), st.integers(0, 6)), max_size=6),
+)
+def test_a_choice_is_enough_and_nobody_in_it_can_be_spared(
+    lacking: dict[str, int], frees: list[dict[str, int]]
+) -> None:
+    candidates = [(str(number), each) for number, each in enumerate(frees)]
+    of = dict(candidates)
 
-        chosen = choose(lacking, candidates)
-        if chosen is None:
-            assert not enough(list(of))
-            return
-        assert enough(chosen)
-        for spared in chosen:
-            assert not enough([name for name in chosen if name != spared])
+    def enough(names: tuple[str, ...] | list[str]) -> bool:
+        return all(sum(of[name].get(each, 0) for name in names) >= size for each, size in lacking.items())
+
+    chosen = choose(lacking, candidates)
+    if chosen is None:
+        assert not enough(list(of))
+        return
+    assert enough(chosen)
+    for spared in chosen:
+        assert not enough([name for name in chosen if name != spared])
 
 
 class TestWaiting:
@@ -257,6 +258,7 @@ class TestMemoryThatComesBack:
         ticket, _ = driver.acquire("b")
         driver.gone(model="a")
         assert driver.after(4.9)[-1] == fx.Look()
+        assert rejected(driver.after(15.0)) == {}
         found = driver.after(0.3)
         assert rejected(found) == {ticket: "does_not_fit"}
         assert "permanent" not in only(found, fx.Reject)[0].error.details
@@ -264,10 +266,65 @@ class TestMemoryThatComesBack:
     def test_the_smaller_figure_counts(self) -> None:
         driver = Short(8, a=model(2))
         driver.sampled(1)
+        assert spawned(driver.acquire("a")[1]) == []
+        assert spawned(driver.sampled(2)) == ["a"]
+
+    def test_who_lacks_what_other_programs_hold_waits_for_it_a_while_and_may_come_again(self) -> None:
+        driver = Short(8, Limits(patience=15), a=model(2))
+        driver.sampled(1)
         ticket, found = driver.acquire("a")
+        assert not found
+        assert "queued for a moment" in driver.scheduler.explain("a", driver.now)
+        assert rejected(driver.after(14.9) + driver.sampled(1)) == {}
+        found = driver.after(0.2)
         assert rejected(found) == {ticket: "does_not_fit"}
-        driver.sampled(2)
-        assert spawned(driver.acquire("a")[1]) == ["a"]
+        (error,) = [effect.error for effect in only(found, fx.Reject)]
+        assert error.retry_after == 15
+        assert "permanent" not in error.details
+        assert str(error).endswith(
+            "only 1.0 GiB are available (after 0 B overhead); other programs hold what is missing"
+        )
+        assert driver.scheduler.wake_at() is None
+        again, found = driver.acquire("a")
+        assert not rejected(found), "it is not remembered"
+        assert spawned(driver.sampled(2)) == ["a"]
+        assert granted(driver.ready("a")) == [again]
+
+    def test_a_moment_of_little_memory_refuses_nobody_who_has_waited_long(self) -> None:
+        driver = Short(4, Limits(patience=15), busy=model(3), b=model(3))
+        driver.sampled(4)
+        lease = driver.leased("busy")
+        ticket, _ = driver.acquire("b")
+        driver.after(60)
+        for _ in range(3):
+            assert rejected(driver.sampled(0.5, busy=1) + driver.after(14)) == {}
+            assert rejected(driver.sampled(3, busy=1)) == {}
+        driver.release(lease, "busy")
+        assert spawned(driver.gone(model="busy")) == ["b"]
+        assert granted(driver.ready("b")) == [ticket]
+
+    def test_who_waits_for_other_programs_keeps_nobody_smaller_from_loading(self) -> None:
+        driver = Short(8, big=model(6), small=model(2))
+        driver.sampled(3)
+        driver.acquire("big")
+        assert spawned(driver.acquire("small")[1]) == ["small"]
+
+    def test_passing_growth_of_pinned_ones_is_waited_for_and_what_they_reserve_is_not(self) -> None:
+        driver = Short(4, p=model(2, pinned=True), b=model(2), c=model(3))
+        driver.loaded("p")
+        driver.sampled(4, p=3)
+        ticket, found = driver.acquire("c")
+        assert rejected(found) == {ticket: "does_not_fit"}
+        assert only(found, fx.Reject)[0].error.retry_after
+        assert not rejected(driver.acquire("b")[1])
+        assert spawned(driver.sampled(4, p=2)) == ["b"]
+
+    def test_what_is_to_be_there_from_the_start_does_not_fail_by_other_programs(self) -> None:
+        driver = Short(8, a=model(2, preload=True))
+        driver.sampled(1)
+        (notice,) = driver.tell(ev.Start())
+        assert isinstance(notice, fx.Noticed)
+        assert driver.state("a") == "stopped"
 
     def test_what_is_reserved_and_not_used_yet_is_not_free(self) -> None:
         driver = Short(8, a=model(2), b=model(2))
@@ -299,6 +356,80 @@ class TestMemoryThatComesBack:
         assert "no idle model" in notice.reason
         driver.release(lease, "b")
         assert stopped(driver.sampled(0.2, b=1)) == ["b"]
+
+
+class TestNeeds:
+    """What was learnt may be more than there ever is; an estimate that fits still gives the model its chance."""
+
+    @staticmethod
+    def weighed(driver: Short, need: float, least: float, source: str = "learnt") -> tuple[int, list[fx.Effect]]:
+        ticket, found = driver.acquire("m")
+        (question,) = only(found, fx.Weigh)
+        need, least = int(need * GIB), int(least * GIB)
+        return ticket, driver.tell(ev.Weighed("m", question.attempt, need, 0.0, least, source))
+
+    def test_what_was_learnt_counts_as_all_there_is_where_it_is_more(self) -> None:
+        driver = Short(devices=(Device(name="cpu", total=4 * GIB, minimum=GIB),), m=model(memory=None))
+        _, found = self.weighed(driver, 5, 2)
+        assert [spawn.shares for spawn in only(found, fx.Spawn)] == [{"cpu": 3 * GIB}]
+
+    def test_beside_a_pinned_one_it_is_what_that_leaves(self) -> None:
+        driver = Short(4, m=model(memory=None), p=model(1, pinned=True))
+        driver.loaded("p")
+        _, found = self.weighed(driver, 4, 2)
+        assert [spawn.shares for spawn in only(found, fx.Spawn)] == [{"cpu": 3 * GIB}]
+
+    def test_on_several_cards_it_is_what_they_have_together(self) -> None:
+        two = (Device(name="cuda:0", total=4 * GIB), Device(name="cuda:1", total=3 * GIB))
+        driver = Short(devices=two, m=model(memory=None, devices=("cuda:0", "cuda:1"), spread=2))
+        _, found = self.weighed(driver, 9, 5)
+        assert [spawn.shares for spawn in only(found, fx.Spawn)] == [{"cuda:0": 3 * GIB, "cuda:1": 3 * GIB}]
+
+    def test_others_go_for_it_as_for_anybody(self) -> None:
+        driver = Short(4, m=model(memory=None), a=model(1))
+        driver.loaded("a")
+        assert stopped(self.weighed(driver, 5, 2)[1]) == ["a"]
+
+    def test_where_the_estimate_is_too_much_as_well_the_source_is_told(self) -> None:
+        driver = Short(4, m=model(memory=None))
+        ticket, found = self.weighed(driver, 6, 5, "learnt yesterday: say models.m.memory")
+        assert rejected(found) == {ticket: "does_not_fit"}
+        (error,) = [effect.error for effect in only(found, fx.Reject)]
+        assert error.message == (
+            "model requires 6.0 GiB but only 4.0 GiB are available (after 0 B overhead);"
+            " its need is learnt yesterday: say models.m.memory"
+        )
+        assert error.details["permanent"]
+
+    def test_where_other_programs_hold_memory_for_long_it_does_with_what_they_leave(self) -> None:
+        driver = Short(8, Limits(patience=15), m=model(memory=None))
+        driver.sampled(5)
+        _, found = self.weighed(driver, 6, 2)
+        assert spawned(found + driver.after(14.9)) == []
+        (spawn,) = only(driver.after(0.2), fx.Spawn)
+        assert 4.5 * GIB < spawn.shares["cpu"] < 5 * GIB
+        driver.unload("m")
+        driver.gone(model="m")
+        driver.sampled(1)
+        ticket, found = self.weighed(driver, 6, 2)
+        assert rejected(found + driver.after(15.1)) == {ticket: "does_not_fit"}
+
+    def test_what_can_never_be_is_not_waited_for(self) -> None:
+        driver = Short(8, m=model(memory=None))
+        driver.sampled(5)
+        (spawn,) = only(self.weighed(driver, 9, 2)[1], fx.Spawn)
+        assert 4.5 * GIB < spawn.shares["cpu"] < 5 * GIB
+
+    def test_what_was_declared_is_meant(self) -> None:
+        driver = Short(4, m=model(memory=None))
+        ticket, found = self.weighed(driver, 5, 5, "declared")
+        assert rejected(found) == {ticket: "does_not_fit"}
+
+    def test_one_whose_files_hang_keeps_nobody_from_being_preloaded_for_long(self) -> None:
+        driver = Short(4, hangs=model(memory=None, preload=True, priority="high"), b=model(1, preload=True))
+        assert spawned(driver.tell(ev.Start())) == [], "the first in rank has the first choice"
+        assert driver.view("hangs").weighing
+        assert spawned(driver.after(15.1)) == ["b"]
 
 
 class TestDevices:

@@ -205,10 +205,27 @@ class TestQueue:
 
     def test_a_ready_model_is_granted_though_the_queue_is_full(self) -> None:
         driver = Driver(queue=1, slow=policy(), fast=policy())
-        driver.acquire("slow")
         driver.loaded("fast")
+        driver.acquire("slow")
         ticket, found = driver.acquire("fast")
         assert granted(found) == [ticket]
+
+    def test_loads_wait_in_it_too(self) -> None:
+        driver = Driver(queue=3, one=policy(queue=2), other=policy())
+        tickets = [driver.load("one")[0] for _ in range(2)]
+        for ticket, found in (driver.load("one"), driver.acquire("one")):
+            assert rejected(found) == {ticket: "queue_full"}
+        (error,) = [effect.error for effect in only(found, fx.Reject)]
+        assert str(error) == "2 requests wait already, as many as may for one"
+        assert error.retry_after
+        driver.load("other")
+        ticket, found = driver.load("other")
+        assert rejected(found) == {ticket: "queue_full"}
+        assert "3 requests wait already, as many as may for all" in str(only(found, fx.Reject)[0].error)
+        driver.cancel(tickets[0], "one")
+        assert not rejected(driver.load("other")[1])
+        driver.ready("one")
+        assert not rejected(driver.load("other")[1]), "who has what it waited for does not wait"
 
 
 class TestKeepAlive:
@@ -255,11 +272,11 @@ class TestKeepAlive:
         assert stopped(found) == []
         assert stopped(driver.release(second)) == ["m"]
 
-    def test_a_load_with_zero_is_done_and_gone(self) -> None:
-        driver = Driver(m=policy(keep_alive=0))
-        ticket, _ = driver.load()
+    def test_a_load_for_no_time_is_done_and_gone(self) -> None:
+        driver = Driver(m=policy(keep_alive=60))
+        driver.tell(ev.Load(1, "m", 0.0))
         found = driver.ready()
-        assert done(found) == [ticket]
+        assert done(found) == [1]
         assert stopped(found) == ["m"]
 
     def test_negative_means_never(self) -> None:

@@ -1,5 +1,8 @@
 """`python -m tests.soak [--cycles N]`: N lives of runners, half of them on each event loop, after which nothing has grown.
 
+Beside them 20 clients ask for ten models where three fit, with the scheduler as it is out of the box: all are answered in order,
+and nothing in use is put out.
+
 Descriptors, threads, tasks, children, files, the supervisor's tables and its objects must be as many as they were when it was
 warm, and memory at most 1 MiB more. Prints a table; ends with 1 and a list of what has grown if something has.
 """
@@ -36,7 +39,7 @@ def main() -> int:
         parser.error(f"at least {FEWEST} cycles, please")
     console = Console(width=None if sys.stdout.isatty() else 120)
     began = time.monotonic()
-    found = asyncio.run(_soak(options.cycles // len(LOOPS)))
+    found, crowds = asyncio.run(_soak(options.cycles // len(LOOPS)))
     took = time.monotonic() - began
     failed = False
     for loop, looks in found.items():
@@ -52,26 +55,44 @@ def main() -> int:
         if _memory_growth(looks) > MAX_GROWTH:
             console.print(f"{loop}: once more, to see where the memory goes", style="yellow")
             asyncio.run(_laps(loop, TRACED, "--trace"))
+    for loop, wrong in crowds.items():
+        if wrong:
+            failed = True
+            console.print(f"{loop}: many models, one memory: {wrong}", style="red", markup=False, highlight=False)
     kinds = f"{len(LIVES)} kinds of life"
-    console.print(f"{options.cycles} cycles of {kinds} in {took:.0f} s, load {os.getloadavg()[0]:.2f}")
+    console.print(
+        f"{options.cycles} cycles of {kinds}, 2 crowds of 200 requests, in {took:.0f} s, load {os.getloadavg()[0]:.2f}"
+    )
     return int(failed)
 
 
-async def _soak(cycles: int) -> dict[str, list[Look] | None]:
-    looks = await asyncio.gather(*(_laps(loop, cycles) for loop in LOOPS))
-    return dict(zip(LOOPS, looks, strict=True))
+async def _soak(cycles: int) -> tuple[dict[str, list[Look] | None], dict[str, str]]:
+    """Lead the lives, and beside them serve a crowd; returns what was counted and what was wrong with the crowd, by loop."""
+    laps = asyncio.gather(*(_laps(loop, cycles) for loop in LOOPS))
+    crowds = asyncio.gather(*(_crowd(loop) for loop in LOOPS))
+    return dict(zip(LOOPS, await laps, strict=True)), dict(zip(LOOPS, await crowds, strict=True))
 
 
 async def _laps(loop: str, cycles: int, *options: str) -> list[Look] | None:
-    words = ("-W", "error", "-m", "tests.soak.laps", loop, str(cycles), *options)
+    status, out = await _program("tests.soak.laps", loop, str(cycles), *options)
+    return msgspec.json.decode(out, type=list[Look]) if status == 0 else None
+
+
+async def _crowd(loop: str) -> str:
+    status, out = await _program("tests.soak.crowd", loop)
+    return out.decode().strip() or ("ended before its time" if status else "")
+
+
+async def _program(*words: str) -> tuple[int, bytes]:
+    """Run a module of Python with warnings as errors; returns its exit code and what it printed."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=pipe, cwd=ROOT)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-W", "error", "-m", *words, stdout=pipe, cwd=ROOT)
     try:
         out, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
-    return msgspec.json.decode(out, type=list[Look]) if process.returncode == 0 else None
+    return process.returncode or 0, out
 
 
 def _table(loop: str, looks: list[Look]) -> Table:

@@ -14,7 +14,6 @@ import logging
 import os
 import random
 import sys
-import tempfile
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -32,7 +31,9 @@ from mlxsup.config import parse
 from mlxsup.daemon import heap
 from mlxsup.engines import KEYS
 from mlxsup.records import LEARNT_FILE
+from mlxsup.registry import OBSERVE_EVERY
 from tests.soak.counting import Look, look
+from tests.soak.folders import own_folders
 from tests.soak.lives import LIVES, House, models
 
 LANES = 2
@@ -68,7 +69,7 @@ async def run(cycles: int, *, trace: bool) -> list[Look]:
 
 async def _lap(house: House, lanes: list[Iterator[str]], share: int) -> None:
     await asyncio.gather(*(_lead(house, itertools.islice(lane, share)) for lane in lanes))
-    await asyncio.sleep(0.1)  # what is being closed is closed in the loop's next turns
+    await asyncio.sleep(OBSERVE_EVERY + 0.2)  # what is kept open to look at runners is let go at the next look
 
 
 def _names(lane: int) -> Iterator[str]:
@@ -127,10 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     heap.share_one()  # as the daemon does
     logging.getLogger("mlxsup").setLevel(logging.CRITICAL)  # runners that die here die on purpose
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        os.environ["TMPDIR"] = tempfile.tempdir = folder
-        os.environ["XDG_STATE_HOME"] = os.environ["XDG_RUNTIME_DIR"] = f"{folder}/xdg"
-        Path(folder, "xdg").mkdir(mode=0o700)
+    with own_folders() as folder:
         loop = uvloop if options.loop == "uvloop" else asyncio
         looks = loop.run(run(options.cycles, trace=options.trace))
         found = Path(folder, "xdg").rglob("*/*")

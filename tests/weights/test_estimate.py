@@ -9,7 +9,7 @@ import pytest
 from cyclopts import App
 
 from mlxsup.cli.estimate import estimate
-from mlxsup.errors import InvalidRequest
+from mlxsup.errors import InvalidRequest, ModelNotFound
 from mlxsup.weights import UnreadableModel
 
 from .making import gguf, layer, manifest, number, safetensors, tensor, write
@@ -110,3 +110,34 @@ def test_what_cannot_be_measured_is_the_error_of_measuring(tmp_path: Path) -> No
         run("nobody")
     with pytest.raises(InvalidRequest, match="--size"):
         run(str(tmp_path), "--size", "big")
+
+
+def test_a_slash_in_a_name_is_no_path_unless_one_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write(tmp_path / "org/m/one.safetensors", safetensors({"w": ("BF16", [8])}))
+    config = write(tmp_path / "config.toml", '[models."org/m"]\nengine = "command"\ncommand = ["x"]\nmemory = "3GiB"\n')
+
+    run("org/m", "--config", str(config))
+    assert capsys.readouterr().out.splitlines()[-1] == "need 3.0 GiB: declared"
+    with pytest.MonkeyPatch.context() as there:
+        there.chdir(tmp_path)
+        run("org/m", "--config", str(config))
+    assert one.name in capsys.readouterr().out
+    with pytest.raises(UnreadableModel, match="no such file"):
+        run("./org/m", "--config", str(config))
+
+
+def test_the_size_of_a_picture_counts_or_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = write(tmp_path / "one.safetensors", safetensors({"w": ("BF16", [8])}))
+    config = write(tmp_path / "config.toml", '[models.pic]\nengine = "imagegen"\npath = "builtin:emoji"\n')
+
+    run("builtin:emoji", "--size", "1024x1024")
+    assert "12.0 MiB working set" in capsys.readouterr().out
+    with pytest.raises(InvalidRequest, match=r"--size: .* models\.pic\.max_pixels"):
+        run("pic", "--size", "64x64", "--config", str(config))
+    with pytest.raises(InvalidRequest, match=r"--size: .* makes no pictures"):
+        run(str(plain), "--size", "64x64")
+
+
+def test_of_models_that_ship_the_names_are_told() -> None:
+    with pytest.raises(ModelNotFound, match="builtin:nope; there is builtin:emoji"):
+        run("builtin:nope")

@@ -1,0 +1,100 @@
+"""Finds out what models need without waiting for a disk: each in a thread of its own, so that a path which hangs, as on a file
+server that is gone, keeps nobody from loading another model, and nothing from ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from mlxsup.config import ModelSettings
+from mlxsup.errors import LoadFailed, LoadTimeout, MlxsupError, ResourceExhausted
+from mlxsup.machine import Weighed
+
+log = logging.getLogger(__name__)
+
+Weigh = Callable[[ModelSettings], Weighed]
+"""Says what a model needs, or raises why it does not; blocks for as long as its files take."""
+
+ASK_AGAIN = 5.0
+"""Seconds after which it may be asked again for a model whose files hang."""
+
+
+class Scales:
+    """Weighs models, each once at a time: while its files hang, they are not read again, whoever asks for it."""
+
+    def __init__(self, weigh: Weigh) -> None:
+        self._weigh = weigh
+        self._readings: dict[str, _Reading] = {}
+
+    async def weigh(self, model: ModelSettings, limit: float) -> Weighed:
+        """Return what a model needs; `limit` is seconds since its files began to be read, by whomever.
+
+        Raises:
+            LoadTimeout: its files hang.
+            ResourceExhausted: there is no thread to be had.
+            MlxsupError: it cannot be loaded, or its files do not tell.
+        """
+        reading = self._reading(model)
+        left = reading.began + limit - time.monotonic()
+        await asyncio.wait([reading.outcome], timeout=max(0.0, left))
+        if not reading.outcome.done():
+            raise _hangs(model, time.monotonic() - reading.began)
+        outcome = reading.outcome.result()
+        if isinstance(outcome, MlxsupError):
+            raise outcome.again() from outcome
+        if isinstance(outcome, Exception):
+            log.error("unexpected failure while weighing %s", model.name, exc_info=outcome)
+            raise LoadFailed(f"unexpected failure: {outcome!r}", details={"model": model.name}) from outcome
+        return outcome
+
+    def _reading(self, model: ModelSettings) -> _Reading:
+        """Return the reading that is under way, if it is for the same configuration of the model, or begin one."""
+        name = model.name
+        found = self._readings.get(name)
+        if found is not None and found.model == model:
+            return found
+        try:
+            reading = _Reading(model, self._weigh)
+        except RuntimeError as error:  # no more threads
+            raise ResourceExhausted.of(f"cannot look at the files of {name}", error, model=name) from error
+        reading.outcome.add_done_callback(lambda _: self._forget(name, reading))
+        self._readings[name] = reading
+        return reading
+
+    def _forget(self, name: str, reading: _Reading) -> None:
+        if self._readings.get(name) is reading:
+            del self._readings[name]
+
+
+class _Reading:
+    """One look at a model's files, in a thread that nothing waits for: the end of the process takes it along."""
+
+    def __init__(self, model: ModelSettings, weigh: Weigh) -> None:
+        self.model = model
+        self.began = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[Weighed | Exception] = self._loop.create_future()
+        threading.Thread(target=self._run, args=(weigh,), name=f"mlxsup weighing {model.name}", daemon=True).start()
+
+    def _run(self, weigh: Weigh) -> None:
+        outcome: Weighed | Exception
+        try:
+            outcome = weigh(self.model)
+        except BaseException as error:  # noqa: BLE001 - raised where somebody waits for it
+            outcome = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            self._loop.call_soon_threadsafe(self.outcome.set_result, outcome)
+
+
+def _hangs(model: ModelSettings, seconds: float) -> LoadTimeout:
+    return LoadTimeout(
+        f"{model.name}: what it needs is not known, as reading {model.path or 'its files'} has hung for {seconds:.1f} s;"
+        " is its file server there?",
+        retry_after=ASK_AGAIN,
+        details={"stage": "weighing", "model": model.name, "path": model.path, "seconds": round(seconds, 3)},
+    )

@@ -1,0 +1,277 @@
+"""Another configuration under way: what waits keeps its place, what is idle its clock, and what was put out by hand stays out."""
+
+from __future__ import annotations
+
+from mlxsup.errors import LoadFailed, RunnerDied
+from mlxsup.scheduling import effects as fx
+from mlxsup.scheduling import events as ev
+from mlxsup.scheduling.ledger import Device
+from mlxsup.scheduling.scheduler import Limits, Policy
+
+from .driving import GIB, UNLIMITED, Short, granted, model, only, spawned, stopped
+
+
+class Reread(Short):
+    """A driver that remembers its configuration."""
+
+    def __init__(self, gib: float = 3, **policies: Policy) -> None:
+        super().__init__(gib, UNLIMITED, (), **policies)
+        self.gib = gib
+        self.policies = policies
+
+    def reload(self, *changed: str, gib: float | None = None, **policies: Policy) -> list[fx.Effect]:
+        """Take over these entries, the others as they were; `changed` are those that run with the old one no longer."""
+        self.gib = self.gib if gib is None else gib
+        self.policies = {**self.policies, **policies}
+        devices = (Device(name="cpu", total=int(self.gib * GIB)),)
+        return self.tell(
+            ev.Reconfigure(
+                policies=self.policies, queue=100, limits=Limits(), devices=devices, restart=frozenset(changed)
+            )
+        )
+
+
+class TestClaims:
+    def test_a_pinned_one_that_waits_for_memory_goes_on_waiting(self) -> None:
+        driver = Reread(2, a=model(1, pinned=True), b=model(2))
+        driver.loaded("a")
+        driver.gone(RunnerDied("SIGKILL"), "a")
+        lease = driver.leased("b")
+        driver.after(1)
+        driver.reload()
+        assert driver.view("a").claimed
+        assert stopped(driver.release(lease, "b")) == ["b"]
+        assert spawned(driver.gone(model="b")) == ["a"]
+
+    def test_what_was_put_out_for_a_model_is_still_its_own(self) -> None:
+        driver = Reread(2, a=model(2), b=model(2, priority="low"), s=model(1))
+        driver.loaded("a")
+        assert stopped(driver.acquire("b")[1]) == ["a"]
+        driver.reload()
+        driver.acquire("s")
+        assert spawned(driver.gone(model="a")) == ["b"]
+
+    def test_patience_is_not_begun_anew(self) -> None:
+        driver = Reread(1, a=model(1, concurrency=5), b=model(1))
+        driver.leased("a")
+        driver.acquire("b")
+        driver.after(14)
+        driver.reload()
+        driver.after(1)
+        assert driver.state("a") == "draining"
+
+    def test_nobody_is_weighed_twice_for_it(self) -> None:
+        driver = Reread(2, a=model(memory=None), busy=model(2))
+        driver.leased("busy")
+        ticket, _ = driver.acquire("a")
+        assert only(driver.reload(), fx.Weigh) == []
+        driver.tell(ev.Weighed("a", 1, GIB))
+        assert only(driver.reload(), fx.Weigh) == []
+        driver.unload("busy", force=True)
+        assert spawned(driver.gone(model="busy")) == ["a"]
+        assert granted(driver.ready("a")) == [ticket]
+
+    def test_what_it_needs_by_the_new_one_is_found_out(self) -> None:
+        driver = Reread(2, a=model(memory=None), busy=model(1))
+        driver.leased("busy")
+        driver.acquire("a")
+        driver.tell(ev.Weighed("a", 1, 2 * GIB))
+        assert only(driver.reload("a"), fx.Weigh) == [fx.Weigh("a", 2)]
+        assert driver.tell(ev.Weighed("a", 1, 3 * GIB)) == []
+        assert spawned(driver.tell(ev.Weighed("a", 2, GIB))) == ["a"]
+
+    def test_another_priority_gives_another_place(self) -> None:
+        driver = Reread(1, a=model(1), b=model(1), busy=model(1))
+        driver.leased("busy")
+        driver.acquire("a")
+        driver.acquire("b")
+        driver.reload("b", b=model(1, priority="high"))
+        driver.unload("busy", force=True)
+        assert spawned(driver.gone(model="busy")) == ["b"]
+
+    def test_a_smaller_device_refuses_who_waits(self) -> None:
+        driver = Reread(2, a=model(2), busy=model(1))
+        driver.leased("busy")
+        ticket, _ = driver.acquire("a")
+        found = driver.reload(gib=1.5)
+        assert [effect.ticket for effect in only(found, fx.Reject)] == [ticket]
+
+    def test_also_who_stands_behind_another(self) -> None:
+        driver = Reread(2, a=model(1.5), b=model(2), busy=model(1))
+        driver.leased("busy")
+        driver.acquire("a")
+        ticket, _ = driver.acquire("b")
+        found = driver.reload(gib=1.75)
+        assert [effect.ticket for effect in only(found, fx.Reject)] == [ticket]
+
+    def test_who_waits_after_a_failure_need_not_wait_for_what_was_mended(self) -> None:
+        driver = Reread(1, a=model(1))
+        driver.acquire("a")
+        driver.gone(LoadFailed("bad option"), "a")
+        ticket, _ = driver.acquire("a")
+        assert driver.state("a") == "backoff"
+        assert spawned(driver.reload("a")) == ["a"]
+        assert granted(driver.ready("a")) == [ticket]
+        assert spawned(driver.after(60)) == []
+
+    def test_not_pinned_any_more_nobody_waits_for_it(self) -> None:
+        driver = Reread(2, a=model(1, pinned=True), b=model(2))
+        driver.loaded("a")
+        driver.gone(RunnerDied("SIGKILL"), "a")
+        driver.leased("b")
+        driver.after(1)
+        driver.reload("a", a=model(1))
+        assert not driver.view("a").claimed
+        assert driver.state("a") == "failed"
+        driver.after(100)
+        assert driver.state("b") == "ready"
+
+
+class TestIdle:
+    def test_a_clock_that_runs_goes_on_running(self) -> None:
+        driver = Reread(3, a=model(1, keep_alive=60.0))
+        driver.loaded("a")
+        driver.after(50)
+        driver.reload()
+        driver.reload(a=model(1, keep_alive=60.0, concurrency=3))
+        assert stopped(driver.after(10)) == ["a"]
+
+    def test_another_time_counts_from_the_same_moment(self) -> None:
+        driver = Reread(3, a=model(1, keep_alive=600.0), b=model(1, keep_alive=600.0))
+        driver.loaded("a")
+        driver.loaded("b")
+        driver.after(50)
+        driver.reload(a=model(1, keep_alive=60.0), b=model(1, keep_alive=20.0))
+        assert stopped(driver.after(0)) == ["b"]
+        assert stopped(driver.after(10)) == ["a"]
+
+    def test_a_load_by_hand_counts_as_a_beginning(self) -> None:
+        driver = Reread(3, a=model(1, keep_alive=60.0))
+        driver.loaded("a")
+        driver.after(50)
+        driver.load("a")
+        driver.reload(a=model(1, keep_alive=50.0))
+        assert driver.view("a").expires == driver.now + 50
+
+    def test_of_equals_the_one_that_is_idle_longest_still_goes_first(self) -> None:
+        driver = Reread(2, b=model(1), a=model(1), c=model(1))
+        driver.loaded("a")
+        driver.loaded("b")
+        driver.reload()
+        assert driver.scheduler.idle == ["a", "b"]
+
+
+class TestLoadedByItself:
+    def test_what_was_put_out_by_hand_stays_out(self) -> None:
+        driver = Reread(3, a=model(1, preload=True), b=model(1, preload=True))
+        driver.tell(ev.Start())
+        driver.ready("a")
+        driver.ready("b")
+        driver.unload("a")
+        driver.gone(model="a")
+        found = driver.reload("b", b=model(1.5, preload=True))
+        assert stopped(found) == ["b"]
+        found += driver.gone(model="b") + driver.reload("a") + driver.after(100)
+        assert spawned(found) == ["b"]
+
+    def test_asked_for_again_it_is_as_any_other(self) -> None:
+        driver = Reread(3, a=model(1, preload=True))
+        driver.loaded("a")
+        driver.unload("a")
+        driver.gone(model="a")
+        driver.loaded("a")
+        driver.gone(RunnerDied("SIGKILL"), "a")
+        assert spawned(driver.reload("a")) == ["a"]
+
+    def test_a_preloaded_one_that_changed_puts_nobody_out(self) -> None:
+        driver = Reread(2, a=model(1, preload=True), b=model(1))
+        driver.tell(ev.Start())
+        driver.ready("a")
+        driver.loaded("b")
+        driver.reload("a", a=model(2, preload=True))
+        found = driver.gone(model="a")
+        assert (spawned(found), stopped(found)) == ([], [])
+        assert driver.state("b") == "ready"
+
+    def test_a_new_one_is_loaded_and_one_that_was_there_is_not(self) -> None:
+        driver = Reread(3, a=model(1, preload=True))
+        assert spawned(driver.reload(b=model(1, preload=True), c=model(1))) == ["b"]
+
+    def test_a_pinned_one_that_changed_is_loaded_anew(self) -> None:
+        driver = Reread(2, a=model(2, pinned=True), b=model(1))
+        driver.loaded("a")
+        driver.reload("a", gib=1.5, a=model(1, pinned=True))
+        assert spawned(driver.gone(model="a")) == ["a"]
+
+    def test_a_pinned_one_that_changed_waits_for_room_if_it_must(self) -> None:
+        driver = Reread(2, a=model(1, pinned=True), b=model(1))
+        driver.loaded("a")
+        lease = driver.leased("b")
+        driver.reload("a", a=model(2, pinned=True))
+        assert spawned(driver.gone(model="a")) == []
+        assert stopped(driver.release(lease, "b")) == ["b"]
+        assert spawned(driver.gone(model="b")) == ["a"]
+
+    def test_a_pinned_one_that_could_not_be_loaded_is_tried_again(self) -> None:
+        driver = Reread(2, a=model(1, pinned=True))
+        driver.loaded("a")
+        driver.gone(LoadFailed("no such library", details={"permanent": True}), "a")
+        assert driver.after(1000) == []
+        assert spawned(driver.reload("a")) == ["a"]
+
+    def test_but_not_one_that_was_put_out_by_hand(self) -> None:
+        driver = Reread(2, a=model(1, pinned=True))
+        driver.loaded("a")
+        driver.gone(LoadFailed("no such library", details={"permanent": True}), "a")
+        driver.unload("a")
+        assert spawned(driver.reload("a") + driver.after(1000)) == []
+
+    def test_taken_out_and_put_in_again_while_it_works(self) -> None:
+        driver = Reread(2, a=model(1, pinned=True), b=model(1, preload=True), c=model(1))
+        lease = driver.leased("a")
+        policies = driver.policies
+        driver.policies = {"c": policies["c"]}
+        driver.reload()
+        driver.policies = policies
+        driver.reload()
+        driver.release(lease, "a")
+        assert spawned(driver.gone(model="a")) == ["a"]
+
+    def test_who_shall_not_come_back_any_more_does_not(self) -> None:
+        driver = Reread(1, home=model(1, comes_back=True), guest=model(1))
+        driver.loaded("home")
+        driver.acquire("guest")
+        driver.gone(model="home")
+        driver.ready("guest")
+        driver.reload("home", home=model(1))
+        assert not driver.scheduler.expectant
+        driver.unload("guest", force=True)
+        assert spawned(driver.gone(model="guest") + driver.after(100)) == []
+
+    def test_who_shall_come_back_does_so_whatever_else_has_changed(self) -> None:
+        driver = Reread(2, home=model(2, comes_back=True), guest=model(2))
+        driver.loaded("home")
+        driver.acquire("guest")
+        driver.gone(model="home")
+        driver.ready("guest")
+        driver.reload("home", gib=1.5, home=model(1, comes_back=True, priority="low"))
+        driver.unload("guest", force=True)
+        assert spawned(driver.gone(model="guest")) == ["home"]
+        assert driver.view("home").reserved == {"cpu": GIB}
+
+    def test_a_preload_that_waits_after_a_failure_and_is_none_any_more(self) -> None:
+        driver = Reread(2, a=model(1, preload=True))
+        driver.load("a")
+        driver.gone(LoadFailed("bad option"), "a")
+        driver.tell(ev.Start())
+        assert driver.state("a") == "backoff"
+        driver.reload("a", a=model(1))
+        assert driver.state("a") == "failed"
+        assert driver.after(1000) == []
+
+    def test_a_preload_that_is_none_any_more_is_not_waited_for(self) -> None:
+        driver = Reread(2, a=model(memory=None, preload=True))
+        driver.tell(ev.Start())
+        assert driver.reload("a", a=model(memory=None)) == []
+        assert driver.tell(ev.Weighed("a", 1, GIB)) == []
+        assert driver.state("a") == "stopped"
