@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 import msgspec
 
-from mlxsup import config
+from mlxsup import config, terms
 from mlxsup._version import __version__
 from mlxsup.config import ModelSettings, Settings
 from mlxsup.engines import ENGINES, KEYS
-from mlxsup.errors import DeadlineExceeded, InvalidRequest
+from mlxsup.errors import InvalidRequest
 from mlxsup.protocol import CompletionChunk, CompletionRequest
 from mlxsup.report import Event, RunnerReport, Status
+from mlxsup.terms import Span, Stage
 
 if TYPE_CHECKING:
     from mlxsup.engines.base import Ability
@@ -96,42 +97,53 @@ class Supervisor:
     # Work
 
     def completion(
-        self, model: str, request: CompletionRequest | None = None, *, deadline: float | None = None, **fields: Any
+        self,
+        model: str,
+        request: CompletionRequest | None = None,
+        *,
+        deadline: Span = None,
+        keep_alive: Span = None,
+        **fields: Any,
     ) -> Completion:
         """Ask a model for a completion: text or a picture, as CompletionChunks while they arrive.
 
-        Give a CompletionRequest or its fields. `deadline` bounds the whole of it, in seconds from now. Nothing is sent before
-        it is iterated or started.
+        Give a CompletionRequest or its fields. `deadline` bounds the whole of it, from now; `keep_alive` is how long the model
+        shall stay after its last use (0: not at all, negative: for ever), until it is unloaded. Both are seconds, or text such
+        as "5m". Nothing is sent before it is iterated or started.
 
         Raises:
             ModelNotFound: no such model or alias.
-            InvalidRequest: fields of the wrong name or type, or both a request and fields.
+            InvalidRequest: fields of the wrong name or type, both a request and fields, or no span of time.
         """
         settings = self.settings.resolve(model)
-        return Completion(self._registry(), settings, _request(request, fields), deadline)
+        bounded, kept = terms.deadline(deadline), terms.keep_alive(keep_alive)
+        return Completion(self._registry(), settings, _request(request, fields), bounded, kept)
 
     @asynccontextmanager
-    async def lease(self, model: str, *, keep_alive: float | None = None) -> AsyncIterator[Lease]:
+    async def lease(self, model: str, *, keep_alive: Span = None) -> AsyncIterator[Lease]:
         """Hold a model ready for requests of your own to `lease.base_url`; it is not unloaded meanwhile.
 
-        `keep_alive` is seconds that it shall stay after its last use (0: none, negative: for ever), until it is unloaded.
+        `keep_alive` is as for `completion`.
 
         Raises:
             MlxsupError: as `completion` does before its first chunk.
         """
-        lease = await self._registry().acquire(self.settings.resolve(model).name, keep_alive=keep_alive)
+        kept = terms.keep_alive(keep_alive)
+        lease = await self._registry().acquire(self.settings.resolve(model).name, keep_alive=kept)
         try:
             yield lease
         finally:
             lease.release()
 
-    async def load(self, model: str, *, keep_alive: float | None = None) -> None:
-        """Load a model and return when it is ready; the load goes on if this is cancelled. `keep_alive` is as for `lease`.
+    async def load(self, model: str, *, keep_alive: Span = None) -> None:
+        """Load a model and return when it is ready; the load goes on if this is cancelled. `keep_alive` is as for `completion`.
 
         Raises:
             ModelNotFound, LoadFailed, LoadTimeout, EngineUnavailable, Unloaded, ShuttingDown: why it is not.
+            InvalidRequest: `keep_alive` is no span of time.
         """
-        await self._registry().load(self.settings.resolve(model).name, keep_alive=keep_alive)
+        kept = terms.keep_alive(keep_alive)
+        await self._registry().load(self.settings.resolve(model).name, keep_alive=kept)
 
     async def unload(self, model: str, *, force: bool = False) -> None:
         """Put a model out and return when its process and its group are gone.
@@ -229,7 +241,12 @@ class Completion:
     """
 
     def __init__(
-        self, registry: Registry, model: ModelSettings, request: CompletionRequest, deadline: float | None
+        self,
+        registry: Registry,
+        model: ModelSettings,
+        request: CompletionRequest,
+        deadline: float | None,
+        keep_alive: float | None,
     ) -> None:
         self._answer: Answer | None = None
         self._passage: Passage | None = None
@@ -241,6 +258,7 @@ class Completion:
         self._queue_timeout = model.queue_timeout
         self._deadline = deadline
         self._ends_at = None if deadline is None else time.monotonic() + deadline
+        self._keep_alive = keep_alive
         self._registry = registry
 
     async def start(self) -> Self:
@@ -300,19 +318,32 @@ class Completion:
         Raises:
             MlxsupError: as for a chunk; in the middle of a long line, that line is left unfinished.
         """
-        await self.start()
+        found: list[bytes] = []
+        await self.pass_on(found.append)
+        return found[0] if found else b""
+
+    async def pass_on(self, take: Callable[[bytes], bool | None]) -> bool:
+        """Hand to `take` what `next_bytes` would return, until it returns False or nothing: it wants no more for now.
+
+        `take` is called when the bytes arrive, not when a task has its turn; it must be quick. Returns whether more may come.
+
+        Raises:
+            MlxsupError: as `next_bytes`.
+        """
+        if self._answer is None:
+            await self.start()
         if self._ended or self._lease is None or self._answer is None:
-            return b""
+            return False
         if self._passage is None:
             self._passage = self._lease.runner.passage(self._answer, self.request)
         try:
-            block = await self._in_time(self._passage.next_bytes())
+            more = await self._in_time(self._passage.pass_on(take))
         except BaseException:
             self._end()
             raise
-        if not block:
+        if not more:
             self._end()
-        return block
+        return more
 
     async def aclose(self) -> None:
         """End the work: the runner sees its caller leave, the place is free. Twice is once."""
@@ -325,25 +356,26 @@ class Completion:
     async def _take_turn(self) -> Lease:
         try:
             async with asyncio.timeout(self._queue_timeout):
-                return await self._registry.acquire(self.model)
+                return await self._registry.acquire(self.model, keep_alive=self._keep_alive)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"{self.model} had no free place within its queue_timeout of {self._queue_timeout:g} s",
-                details={"model": self.model, "stage": "queue", "limit": self._queue_timeout},
-            ) from None
+            raise terms.waited_too_long(self.model, self._stage(), self._queue_timeout) from None
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         """Await `work` within the request's own deadline."""
-        if self._ends_at is None:
+        if self._ends_at is None or self._deadline is None:
             return await work
         try:
             async with asyncio.timeout(self._ends_at - time.monotonic()):
                 return await work
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"the request's deadline of {self._deadline:g} s has passed",
-                details={"model": self.model, "stage": "queue" if self._lease is None else "answer"},
-            ) from None
+            raise terms.out_of_time(self.model, self._stage(), self._deadline) from None
+
+    def _stage(self) -> Stage:
+        """Return what the work waits for."""
+        if self._lease is not None:
+            return "answer" if self._answer is not None and self._answer.started else "first_chunk"
+        known = self.model in self._registry.models  # it may have left the configuration in this very moment
+        return "loading" if known and self._registry.report(self.model).state == "starting" else "queue"
 
     def _end(self) -> None:
         self._ended = True

@@ -13,7 +13,9 @@ import anyio
 import pytest
 
 from mlxsup import CompletionRequest, MlxsupError, Options, Supervisor
-from mlxsup.errors import InvalidRequest, ModelNotFound
+from mlxsup.config import parse
+from mlxsup.engines import KEYS
+from mlxsup.errors import DeadlineExceeded, InvalidRequest, LoadTimeout, ModelNotFound, Stalled
 from mlxsup.testing import Gate, fake_runner
 
 from .faults import house
@@ -222,6 +224,225 @@ class TestRequests:
             await sup.load("other")
             assert sup.report("other") == sup.report("m")
             assert sup.report("m").state == "ready"
+
+
+def stays(sup: Supervisor, model: str = "m") -> float | None:
+    """Seconds from its last use to the end of a ready model, None for never."""
+    found = report(sup, model)
+    assert (found.state, found.leases) == ("ready", 0)
+    assert found.last_used is not None
+    return None if found.expires is None else found.expires - found.last_used
+
+
+class TestKeepAlive:
+    """How long a model stays after its last use: as a request says, else as the model has it, else as all have it."""
+
+    async def test_a_request_wins_over_the_model_and_the_model_over_all(self) -> None:
+        models = {"one": fake_runner(keep_alive="20m"), "other": fake_runner()}
+        async with Supervisor(parse({"scheduler": {"keep_alive": "10m"}, "models": models}, KEYS)) as sup:
+            for model, own in (("one", 1200), ("other", 600)):
+                await collect(sup, model)
+                assert stays(sup, model) == pytest.approx(own, abs=1)
+                await collect(sup, model, keep_alive="30m")
+                assert stays(sup, model) == pytest.approx(1800, abs=1)
+
+    @pytest.mark.parametrize(("told", "seconds"), [(90, 90), ("90", 90), ("5m", 300), (-1, None), ("-1s", None)])
+    @pytest.mark.parametrize("way", ["completion", "lease", "load"])
+    async def test_each_way_of_asking_takes_seconds_or_text(
+        self, way: str, told: float | str, seconds: float | None
+    ) -> None:
+        async with supervisor() as sup:
+            for _ in range(2):  # one that loads it, one that finds it loaded
+                await self.ask(sup, way, told)
+                assert stays(sup) == (seconds if seconds is None else pytest.approx(seconds, abs=1))
+
+    @pytest.mark.parametrize("way", ["completion", "lease", "load"])
+    async def test_0_is_at_once(self, way: str) -> None:
+        async with supervisor() as sup:
+            await self.ask(sup, way, 0)
+            await until(lambda: report(sup).state == "stopped")
+            await self.ask(sup, way, "0s")
+            await until(lambda: report(sup).state == "stopped")
+            assert report(sup).exits == 2
+
+    async def test_the_last_one_that_said_it_holds_until_the_model_is_unloaded(self) -> None:
+        async with supervisor(keep_alive="10m") as sup:
+            await words(sup, keep_alive=-1)
+            await words(sup, keep_alive="20m")
+            await words(sup)
+            assert stays(sup) == pytest.approx(1200, abs=1)
+            await sup.unload("m")
+            await words(sup)
+            assert stays(sup) == pytest.approx(600, abs=1)
+
+    async def test_a_death_ends_it_too(self) -> None:
+        async with supervisor(keep_alive="10m") as sup:
+            await words(sup, keep_alive=-1)
+            os.kill(report(sup).pid, signal.SIGKILL)
+            await until(lambda: report(sup).pid == -1)
+            await words(sup)
+            assert stays(sup) == pytest.approx(600, abs=1)
+
+    async def test_one_that_never_got_its_turn_has_said_nothing(self) -> None:
+        async with supervisor(keep_alive="10m") as sup:
+            async with sup.lease("m"):
+                waiting = asyncio.create_task(words(sup, keep_alive=-1))
+                await until(lambda: report(sup).queue == 1)
+                waiting.cancel()
+                await asyncio.wait({waiting})
+            assert stays(sup) == pytest.approx(600, abs=1)
+
+    async def test_0_keeps_it_for_those_who_wait(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@1#1={gate.path}") as sup:
+            first = asyncio.create_task(words(sup, keep_alive=0))
+            arrival = await gate.arrival()
+            second = asyncio.create_task(words(sup))
+            await until(lambda: report(sup).queue == 1)
+            arrival.go()
+            assert await first == await second == "t1 t2 t3 "
+            await until(lambda: report(sup).state == "stopped")
+            assert report(sup).exits == 1
+
+    async def test_a_pinned_model_stays_whatever_is_said(self) -> None:
+        async with supervisor(pinned=True) as sup:
+            await words(sup, keep_alive=0)
+            assert stays(sup) is None
+
+    async def test_a_very_long_time_is_no_error(self) -> None:
+        async with supervisor() as sup:
+            assert await words(sup, keep_alive=1e300, deadline=1e300) == "t1 t2 t3 "
+            assert stays(sup)
+
+    @pytest.mark.parametrize("told", ["soon", "5 parsecs", float("nan"), True, [1]])
+    async def test_what_is_none_is_refused_by_its_name(self, told: Any) -> None:
+        async with supervisor() as sup:
+            for way in ("completion", "lease", "load"):
+                with pytest.raises(InvalidRequest, match=r"^keep_alive: .*duration") as caught:
+                    await self.ask(sup, way, told)
+                assert caught.value.details["param"] == "keep_alive"
+            gc.collect()
+            assert report(sup).state == "stopped"
+
+    async def ask(self, sup: Supervisor, way: str, keep_alive: Any) -> None:
+        if way == "completion":
+            await words(sup, keep_alive=keep_alive)
+        elif way == "load":
+            await sup.load("m", keep_alive=keep_alive)
+        else:
+            async with sup.lease("m", keep_alive=keep_alive):
+                pass
+
+
+class TestDeadlines:
+    """Each phase of a request has its limit; the error says which one it was, and the place is free afterwards."""
+
+    async def test_queue(self) -> None:
+        async with supervisor(queue_timeout="200ms") as sup:
+            async with sup.lease("m"):
+                with pytest.raises(
+                    DeadlineExceeded, match=r"^m had no free place within its queue_timeout of 0\.2 s$"
+                ) as caught:
+                    await words(sup)
+                assert caught.value.details == {"model": "m", "stage": "queue", "limit": 0.2}
+                assert (report(sup).queue, report(sup).leases) == (0, 1)
+            await self.is_free(sup)
+
+    async def test_queue_while_it_is_loaded(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@loading={gate.path}", queue_timeout="3s") as sup:
+            waiting = asyncio.create_task(words(sup, deadline="10m"))
+            arrival = await gate.arrival()
+            with pytest.raises(DeadlineExceeded, match=r"^m was not loaded within its queue_timeout of 3 s$") as caught:
+                await waiting
+            assert caught.value.details["stage"] == "loading"
+            assert report(sup).queue == 0
+            arrival.go()
+            await self.is_free(sup)
+
+    async def test_load(self, tmp_path: Path) -> None:
+        async with supervisor(f"once={tmp_path / 'once'}; hang@loading", load_timeout="500ms") as sup:
+            with pytest.raises(LoadTimeout, match=r"^m made no progress for 0\.5 s") as caught:
+                await words(sup)
+            assert caught.value.details["stage"] == "loading"
+            await self.is_free(sup)
+
+    async def test_first_chunk(self) -> None:
+        async with supervisor("hang@request#1", first_chunk_timeout="300ms") as sup:
+            with pytest.raises(Stalled, match=r"0\.3 s$") as caught:
+                await words(sup)
+            assert (caught.value.details["stage"], caught.value.details["limit"]) == ("first_chunk", 0.3)
+            await self.is_free(sup)
+
+    async def test_silence(self) -> None:
+        async with supervisor("hang@1#1", silence_timeout="300ms") as sup:
+            with pytest.raises(Stalled, match=r"sent nothing more for 0\.3 s$") as caught:
+                await words(sup)
+            assert (caught.value.details["stage"], caught.value.details["limit"]) == ("silence", 0.3)
+            await self.is_free(sup)
+
+    async def test_total_in_the_queue(self) -> None:
+        async with supervisor() as sup:
+            async with sup.lease("m"):
+                with pytest.raises(
+                    DeadlineExceeded, match=r"of 0\.2 s has passed while it waited for its turn$"
+                ) as caught:
+                    await words(sup, deadline=0.2)
+                assert caught.value.details == {"model": "m", "stage": "queue", "limit": 0.2}
+                assert (report(sup).queue, report(sup).leases) == (0, 1)
+            await self.is_free(sup)
+
+    async def test_total_while_it_is_loaded(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@loading={gate.path}") as sup:
+            loading = asyncio.create_task(sup.load("m"))
+            arrival = await gate.arrival()
+            with pytest.raises(DeadlineExceeded, match=r"while its model was being loaded$") as caught:
+                await words(sup, deadline="200ms")
+            assert caught.value.details["stage"] == "loading"
+            assert report(sup).queue == 1
+            arrival.go()
+            await loading
+            await self.is_free(sup)
+
+    async def test_total_before_the_first_chunk(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@request#1={gate.path}") as sup:
+            await sup.load("m")
+            completion = sup.completion("m", prompt="p", deadline="1s")
+            with pytest.raises(DeadlineExceeded, match=r"before the first piece of its answer$") as caught:
+                await anext(completion)
+            assert caught.value.details["stage"] == "first_chunk"
+            with anyio.fail_after(LIMIT):
+                await (await gate.arrival()).left()
+            await self.is_free(sup)
+
+    @pytest.mark.parametrize("way", ["chunks", "bytes"])
+    async def test_total_in_the_middle_of_an_answer(self, way: str) -> None:
+        async with Gate() as gate, supervisor(f"gate@1#1={gate.path}") as sup:
+            await sup.load("m")
+            completion = sup.completion("m", prompt="p", deadline="2s")
+            step = completion.next_bytes if way == "bytes" else completion.__anext__
+            assert await step()
+            with pytest.raises(DeadlineExceeded, match=r"of 2 s has passed in the middle of its answer$") as caught:
+                await step()
+            assert caught.value.details["stage"] == "answer"
+            with anyio.fail_after(LIMIT):
+                await (await gate.arrival()).left()
+            await self.is_free(sup)
+
+    async def test_one_that_is_kept_changes_nothing(self) -> None:
+        async with supervisor() as sup:
+            assert await words(sup, deadline="1h") == "t1 t2 t3 "
+
+    @pytest.mark.parametrize("told", [0, -1, "0s", "soon", float("nan"), True])
+    async def test_what_is_none_is_refused_by_its_name(self, told: Any) -> None:
+        async with supervisor() as sup:
+            with pytest.raises(InvalidRequest, match=r"^deadline: ") as caught:
+                sup.completion("m", prompt="p", deadline=told)
+            assert caught.value.details["param"] == "deadline"
+
+    async def is_free(self, sup: Supervisor) -> None:
+        """Nobody has a place or waits for one any more, and the next request is answered."""
+        assert (report(sup).leases, report(sup).queue) == (0, 0)
+        with anyio.fail_after(LIMIT):
+            assert await words(sup) == "t1 t2 t3 "
 
 
 class TestStatus:

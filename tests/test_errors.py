@@ -40,6 +40,7 @@ KINDS = list(every())
         ("unloaded", 503),
         ("backoff", 503),
         ("shutting_down", 503),
+        ("resource_exhausted", 503),
         ("load_timeout", 504),
         ("stalled", 504),
         ("deadline", 504),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import math
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 import orjson
 from aiohttp import hdrs, web
+from aiohttp.abc import AbstractStreamWriter
 
 from mlxsup.errors import DoesNotFit, LoadFailed, MlxsupError
 from mlxsup.supervisor import Completion
@@ -22,9 +22,6 @@ from mlxsup.supervisor import Completion
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Routes = Iterable[tuple[str, str, Handler]]
 """What a dialect offers: method, path, handler."""
-
-PIECE = 64 * 1024
-"""Bytes of a stream that are written at once: what a client that does not read makes us hold, beside what was read ahead."""
 
 _log = logging.getLogger("mlxsup.api")
 _request_id = web.RequestKey("mlxsup_request_id", str)
@@ -54,7 +51,7 @@ def error_response(
     if error.retry_after is not None:
         response.headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, (DoesNotFit, LoadFailed)):
-        response.headers["x-should-retry"] = "false"
+        response.headers["x-should-retry"] = "false" if error.retry_after is None else "true"
     return response
 
 
@@ -88,11 +85,15 @@ async def stream_ndjson(request: web.Request, work: Completion) -> web.StreamRes
         }
     )
     try:
-        await response.prepare(request)
-        async with contextlib.aclosing(_blocks(request, work)) as blocks:
-            async for block in blocks:
-                for start in range(0, len(block), PIECE):
-                    await response.write(memoryview(block)[start : start + PIECE])
+        client = _Client(request, response, await response.prepare(request))
+        try:
+            while await work.pass_on(client.take):
+                await client.catch_up()
+        except ConnectionResetError:
+            raise
+        except Exception as error:  # noqa: BLE001 - what is not expected is logged with its traceback
+            client.take(_error_line(_told(request, error), after=client.last))
+        await client.catch_up()
         await response.write_eof()
     except ConnectionResetError:
         _log.info("the client left in the middle of its answer", extra={"request_id": request_id(request)})
@@ -142,17 +143,49 @@ def unexpected(request: web.Request) -> MlxsupError:
     return MlxsupError(f"internal error; the log has it under request id {request_id(request)}")
 
 
-async def _blocks(request: web.Request, work: Completion) -> AsyncGenerator[bytes, None]:
-    last = b"\n"
-    try:
-        while block := await work.next_bytes():
-            last = block[-1:]
-            yield block
-    except MlxsupError as error:
-        _log.warning(error.message, extra={"code": error.code, "request_id": request_id(request)})
-        yield _error_line(error, after=last)
-    except Exception:  # noqa: BLE001 - logged with its traceback, and the client is told
-        yield _error_line(unexpected(request), after=last)
+class _Client:
+    """Where an answer goes, in many small blocks: past aiohttp's layers where the bytes need no more than their frame.
+
+    `last` is the last byte.
+    """
+
+    def __init__(self, request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter | None) -> None:
+        assert writer is not None
+        self.last = b"\n"
+        self._writer = writer
+        self._held = b""
+        framed = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"  # not so for HTTP/1.0
+        self._transport = request.transport if framed else None
+
+    def take(self, block: bytes) -> bool:
+        """Write a block; tells whether all is sent and more may come, else `catch_up` must be awaited."""
+        self.last = block[-1:]
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._held += block
+            return False
+        transport.write(b"%x\r\n%b\r\n" % (len(block), block))
+        self._writer.output_size += len(block)
+        return transport.get_write_buffer_size() == 0
+
+    async def catch_up(self) -> None:
+        """Wait until the client has taken what was written.
+
+        Raises:
+            ConnectionResetError: it has left.
+        """
+        if self._held:
+            held, self._held = self._held, b""
+            await self._writer.write(held)
+        await self._writer.drain()
+
+
+def _told(request: web.Request, error: Exception) -> MlxsupError:
+    """Log why a stream ends early, and return what its client is told."""
+    if not isinstance(error, MlxsupError):
+        return unexpected(request)
+    _log.warning(error.message, extra={"code": error.code, "request_id": request_id(request)})
+    return error
 
 
 def _error_line(error: MlxsupError, *, after: bytes) -> bytes:

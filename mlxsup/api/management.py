@@ -37,9 +37,10 @@ def routes(sup: Supervisor) -> Routes:
 
 
 class LoadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /models/load`."""
+    """The body of `POST /models/load`; `keep_alive` is seconds or text such as `"5m"`, as for a completion."""
 
     model: str
+    keep_alive: float | str | None = None
 
 
 class UnloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,7 +105,7 @@ class _Management:
 
     async def load(self, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, LoadBody, self._settings)
-        await self._sup.load(body.model)
+        await self._sup.load(body.model, keep_alive=body.keep_alive)
         return json_response(request, {"success": True})
 
     async def unload(self, request: web.Request) -> web.StreamResponse:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 from aiohttp import web
 
+from mlxsup import terms
 from mlxsup._version import __version__
 from mlxsup.api.answers import Handler, Routes, json_response, stream_ndjson
 from mlxsup.api.bodies import read_body
 from mlxsup.engines.base import Ability
-from mlxsup.errors import InvalidRequest, NotSupported
+from mlxsup.errors import NotSupported
 from mlxsup.protocol import CompletionRequest
 from mlxsup.supervisor import Supervisor
 
@@ -30,7 +29,7 @@ def routes(sup: Supervisor) -> Routes:
 
 
 DEADLINE = "mlxsup-deadline"
-"""The header of a request that bounds it: seconds from its arrival."""
+"""The header of a request that bounds it, from when it was read: seconds, or text such as `30s`."""
 
 _UNSUPPORTED: tuple[Ability, ...] = ("embedding", "tokenize", "detokenize")
 """What clients of such servers ask for and no engine of ours can do yet: an honest 501."""
@@ -43,9 +42,10 @@ class ModelBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionBody(CompletionRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The body of `POST /completion`: a CompletionRequest and the model it is for."""
+    """The body of `POST /completion`: a CompletionRequest, the model it is for, and how long that shall stay after it."""
 
     model: str
+    keep_alive: float | str | None = None
 
     def request(self) -> CompletionRequest:
         """Return the part that is meant for the runner."""
@@ -66,7 +66,10 @@ class _Native:
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, CompletionBody, self._sup.settings.server)
-        async with self._sup.completion(body.model, body.request(), deadline=_deadline(request)) as work:
+        bounded = terms.deadline(request.headers.get(DEADLINE), DEADLINE)
+        async with self._sup.completion(
+            body.model, body.request(), deadline=bounded, keep_alive=body.keep_alive
+        ) as work:
             await work.start()  # what fails before the first line has a status of its own
             return await stream_ndjson(request, work)
 
@@ -85,16 +88,3 @@ class _Native:
             raise NotSupported(f"mlxsup does not pass {ability} on", details={"ability": ability})
 
         return handler
-
-
-def _deadline(request: web.Request) -> float | None:
-    told = request.headers.get(DEADLINE)
-    if told is None:
-        return None
-    try:
-        seconds = float(told)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise InvalidRequest(f"{DEADLINE} must be seconds greater than 0, not {told!r}", details={"param": DEADLINE})
-    return seconds

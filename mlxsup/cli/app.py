@@ -33,9 +33,7 @@ app.command(
     "mlxsup.cli.runners:stop", name="stop", help="Unload a model in the daemon; returns when its process is gone."
 )
 app.command("mlxsup.cli.runner:runner", name="runner", help="Be a runner: serve one model on a socket or a port.")
-app.command(
-    "mlxsup.cli.estimate:estimate", name="estimate", help="Tell how much memory a model will need, from its headers."
-)
+app.command("mlxsup.cli.estimate:estimate", name="estimate", help="Tell how much memory a model will need.")
 app.command(
     "mlxsup.cli.explain:explain", name="explain", help="Tell what would happen if a model were asked for now, and why."
 )

@@ -16,7 +16,7 @@ import orjson
 from mlxsup.cli.failures import CommandFailed
 from mlxsup.errors import BadAnswer, InvalidRequest, MlxsupError, ModelNotFound
 from mlxsup.protocol import CompletionChunk, CompletionRequest
-from mlxsup.report import RunnerReport
+from mlxsup.report import DeviceReport, RunnerReport
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 """How long an answer may take is the daemon's to say; that it can be reached is quickly known."""
@@ -26,8 +26,11 @@ class _Explanation(msgspec.Struct):
     explanation: str
 
 
-class _Runners(msgspec.Struct):
+class Machine(msgspec.Struct):
+    """What a daemon says of its runners and devices."""
+
     runners: list[RunnerReport]
+    devices: list[DeviceReport] = []
 
 
 class Client:
@@ -61,13 +64,15 @@ class Client:
             return False
         return isinstance(answer, dict) and answer.get("name") == "mlxsup"
 
-    def completion(self, model: str, request: CompletionRequest) -> RemoteCompletion:
+    def completion(
+        self, model: str, request: CompletionRequest, *, keep_alive: float | None = None
+    ) -> RemoteCompletion:
         """Return a completion that has not begun; it is both an async iterator and an async context manager."""
-        return RemoteCompletion(self, model, request)
+        return RemoteCompletion(self, model, request, keep_alive)
 
-    async def load(self, model: str) -> None:
+    async def load(self, model: str, *, keep_alive: float | None = None) -> None:
         """Load a model; return when it is ready."""
-        await self._call("POST", "/models/load", {"model": model})
+        await self._call("POST", "/models/load", {"model": model, **_kept(keep_alive)})
 
     async def unload(self, model: str, *, force: bool = False) -> None:
         """Unload a model; return when its process is gone."""
@@ -75,9 +80,13 @@ class Client:
 
     async def runners(self) -> list[RunnerReport]:
         """Return what the daemon says of its runners."""
+        return (await self.machine()).runners
+
+    async def machine(self) -> Machine:
+        """Return what the daemon says of its runners and devices."""
         body = await self._call("GET", "/runners")
         try:
-            return msgspec.json.decode(body, type=_Runners).runners
+            return msgspec.json.decode(body, type=Machine)
         except msgspec.DecodeError as error:
             raise BadAnswer(f"{self.url} answers, but not as mlxsup does: {error}") from error
 
@@ -152,10 +161,10 @@ class Client:
 class RemoteCompletion:
     """A completion in a daemon. Leaving it ends the connection, and with it the work."""
 
-    def __init__(self, client: Client, model: str, request: CompletionRequest) -> None:
+    def __init__(self, client: Client, model: str, request: CompletionRequest, keep_alive: float | None) -> None:
         self.request = request
         self._client = client
-        self._body = {"model": model, **_as_json(request)}
+        self._body = {"model": model, **_as_json(request), **_kept(keep_alive)}
         self._response: aiohttp.ClientResponse | None = None
 
     async def __aenter__(self) -> Self:
@@ -222,6 +231,10 @@ def _as_json(request: CompletionRequest) -> dict[str, Any]:
     found = msgspec.to_builtins(request)
     assert isinstance(found, dict)
     return found
+
+
+def _kept(keep_alive: float | None) -> dict[str, float]:
+    return {} if keep_alive is None else {"keep_alive": keep_alive}
 
 
 def _base(url: str) -> str:

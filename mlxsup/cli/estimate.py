@@ -17,11 +17,16 @@ from mlxsup import weights
 from mlxsup.cli.options import Config, Json
 from mlxsup.config import ModelSettings, rounded_size
 from mlxsup.engines import ENGINES, KEYS
+from mlxsup.engines.imagegen import BUILTIN
 from mlxsup.errors import InvalidRequest, ModelNotFound
+from mlxsup.machine import reckon
+from mlxsup.records import Learnt, state_directory
 from mlxsup.weights import Need, Weights
 
 _SIDES = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 _MOST_LINES: Final = 40
+_PIXELS: Final = 1024 * 1024
+_PATH_BEGINS: Final = ("/", "./", "../", "~")
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -41,28 +46,27 @@ def estimate(
     ],
     /,
     *,
-    size: Annotated[str, Parameter(help="Of one picture, for models that make them: WIDTHxHEIGHT.")] = "1024x1024",
+    size: Annotated[
+        str | None,
+        Parameter(
+            help="Of the largest picture, for models that make them: WIDTHxHEIGHT; the configuration has max_pixels."
+        ),
+    ] = None,
     json: Json = False,
     config: Config = None,
 ) -> int:
-    """Tell how much memory a model will need, from the headers of its files."""
-    sides = _SIDES.fullmatch(size)
-    if not sides:
-        raise InvalidRequest(f"--size: expected WIDTHxHEIGHT such as 1024x1024, not {size!r}")
-    settings = _configured(model, config)
-    if settings is not None:
+    """Tell how much memory a model will need: what the supervisor would reserve for one of the configuration, else by its files."""
+    pixels = None if size is None else _pixels(size)
+    if model.startswith("builtin:"):
+        found = _of_configured(_shipped(model, pixels))
+    elif (settings := _configured(model, config)) is not None:
+        if pixels is not None:
+            raise InvalidRequest(
+                f"--size: {settings.name} is configured, and models.{settings.name}.max_pixels says it"
+            )
         found = _of_configured(settings)
     else:
-        measured = weights.measure(
-            os.path.expanduser(model),  # noqa: PTH111 - never raises
-            ollama_store=weights.default_store(),
-            hf_cache=weights.default_cache(),
-        )
-        if measured.format == "pipeline":
-            working_set = weights.image_working_set(int(sides[1]), int(sides[2]))
-        else:
-            working_set = weights.text_working_set(measured)
-        found = Estimate(weights.need(measured, working_set=working_set), measured)
+        found = _of_files(model, pixels)
     if json:
         sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
     else:
@@ -70,13 +74,25 @@ def estimate(
     return 0
 
 
+def _pixels(size: str) -> int:
+    sides = _SIDES.fullmatch(size)
+    if not sides:
+        raise InvalidRequest(f"--size: expected WIDTHxHEIGHT such as 1024x1024, not {size!r}")
+    return int(sides[1]) * int(sides[2])
+
+
+def _shipped(model: str, pixels: int | None) -> ModelSettings:
+    """Configure a model that ships."""
+    if model not in BUILTIN:
+        raise ModelNotFound(f"no model that ships is named {model}; there is {', '.join(sorted(BUILTIN))}")
+    entry = {"engine": "imagegen", "path": model} | ({"max_pixels": pixels} if pixels else {})
+    return configuration.parse({"models": {"shipped": entry}}, KEYS).models["shipped"]
+
+
 def _configured(model: str, config: Path | None) -> ModelSettings | None:
-    """Find a model of the configuration, or one that ships; a path is a path, whatever the configuration has."""
-    if os.path.lexists(os.path.expanduser(model)) or "/" in model:  # noqa: PTH111 - never raises
+    """Find a model of the configuration; a path is a path, whatever the configuration has."""
+    if model.startswith(_PATH_BEGINS) or os.path.lexists(model):
         return None
-    if model.startswith("builtin:"):
-        entry = {"engine": "imagegen", "path": model}
-        return configuration.parse({"models": {"shipped": entry}}, KEYS).models["shipped"]
     try:
         return configuration.read(config, KEYS).resolve(model)
     except ModelNotFound:
@@ -84,9 +100,27 @@ def _configured(model: str, config: Path | None) -> ModelSettings | None:
 
 
 def _of_configured(settings: ModelSettings) -> Estimate:
-    """Say what a supervisor would reserve for it."""
-    engine = ENGINES[settings.engine]
-    return Estimate(engine.need(settings), engine.weigh(settings) if settings.path else None)
+    """Say what a supervisor would reserve for it, by what those of this user have learnt."""
+    learnt = Learnt(state_directory())
+    learnt.open()
+    found = reckon(settings, learnt)
+    unread = found.weights is None and settings.path  # for its need is declared
+    return Estimate(found.need, ENGINES[settings.engine].weigh(settings) if unread else found.weights)
+
+
+def _of_files(model: str, pixels: int | None) -> Estimate:
+    found = weights.measure(
+        os.path.expanduser(model),  # noqa: PTH111 - never raises
+        ollama_store=weights.default_store(),
+        hf_cache=weights.default_cache(),
+    )
+    if found.format == "pipeline":
+        working_set = weights.image_working_set(pixels or _PIXELS, 1)
+    elif pixels is None:
+        working_set = weights.text_working_set(found)
+    else:
+        raise InvalidRequest(f"--size: {model} makes no pictures")
+    return Estimate(weights.need(found, working_set=working_set), found)
 
 
 def _lines(name: str, found: Estimate) -> Iterator[str]:
@@ -97,7 +131,12 @@ def _lines(name: str, found: Estimate) -> Iterator[str]:
         yield from _files(found.weights)
     parts = [(need.tensors, "tensors"), (need.working_set, "working set"), (need.margin, "margin")]
     sum_of = " + ".join(f"{rounded_size(size)} {what}" for size, what in parts)
-    yield f"need {rounded_size(need.total)}: {sum_of if need.source == 'estimated' else need.source}"
+    how = {
+        "estimated": sum_of,
+        "learnt": f"learnt, as it took so much once; by its files {rounded_size(need.estimate)}",
+        "declared": "declared",
+    }
+    yield f"need {rounded_size(need.total)}: {how[need.source]}"
 
 
 def _files(model: Weights) -> Iterator[str]:

@@ -12,3 +12,11 @@ Url = Annotated[
     str, Parameter(help="The daemon: http://host:port or unix:/path. Also: $MLXSUP_URL.", show_default=False)
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
+KeepAlive = Annotated[
+    str | None,
+    Parameter(
+        help="How long the model stays loaded in the daemon after its last use, until it is unloaded: 5m, 90, 0 (not at"
+        " all), -1 (for ever).",
+        allow_leading_hyphen=True,
+    ),
+]

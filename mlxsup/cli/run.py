@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
 from cyclopts import Parameter
 from msgspec.structs import replace
 
+from mlxsup import terms
 from mlxsup.cli import interrupts
-from mlxsup.cli.client import Client
-from mlxsup.cli.options import Config, Json, Url
+from mlxsup.cli.options import Config, Json, KeepAlive, Url
 from mlxsup.cli.pictures import PictureFile, chosen_format, read_picture
 from mlxsup.cli.progress import Display, display
-from mlxsup.cli.target import Local, Wish, Work, for_work, makes_pictures
+from mlxsup.cli.target import Wish, Work, for_work, makes_pictures
 from mlxsup.errors import MlxsupError
 from mlxsup.protocol import CompletionRequest, OutputFormat
 
@@ -41,6 +43,7 @@ def run(
     output_format: Annotated[OutputFormat | None, Parameter(name="--format")] = None,
     output_compression: Annotated[int | None, Parameter(name="--compression")] = None,
     no_metadata: Annotated[bool, Parameter(negative="")] = False,
+    keep_alive: KeepAlive = None,
     json: Json = False,
     local: Annotated[bool, Parameter(negative="")] = False,
     url: Url = "",
@@ -68,11 +71,13 @@ def run(
         output_format: Of the picture file; as the name of the output says, else png.
         output_compression: Quality of a jpeg or webp file, 0 to 100.
         no_metadata: Leave prompt, seed and settings out of the picture file.
+        keep_alive: How long the daemon keeps the model after its last use.
         json: Print each chunk of the answer as a line of JSON; the picture goes to its file all the same.
         local: Do not ask a daemon.
         url: The daemon to ask.
         config: Configuration file, instead of the one that is searched for.
     """
+    kept = terms.keep_alive(keep_alive, "--keep-alive")
     kind = chosen_format(output, output_format)
     request = CompletionRequest(
         prompt=prompt,
@@ -94,36 +99,41 @@ def run(
     logging.getLogger("mlxsup").addHandler(logging.NullHandler())  # a failure is one line, and that is ours to write
     wish = Wish(url=url, config=config, local=local)
     shown = display(model, picture, as_json=json, draws=previews != 0)
-    return interrupts.run(_run(wish, model, request, shown, hopes=shown.draws and previews is None))
+    return interrupts.run(_run(wish, model, request, kept, shown, hopes=shown.draws and previews is None))
 
 
-async def _run(wish: Wish, model: str, request: CompletionRequest, shown: Display, *, hopes: bool) -> int:
+async def _run(
+    wish: Wish, model: str, request: CompletionRequest, keep_alive: float | None, shown: Display, *, hopes: bool
+) -> int:
     async with for_work(wish) as target:
         hopes = hopes and await makes_pictures(target, model)
+        ask = functools.partial(target.completion, model, keep_alive=keep_alive)
         with shown:
             async with contextlib.AsyncExitStack() as stack:
-                work = await _started(stack, target, model, request, hopes=hopes)
+                work = await _started(stack, ask, request, hopes=hopes)
                 async for chunk in work:
                     shown.show(chunk)
     return 0
 
 
 async def _started(
-    stack: contextlib.AsyncExitStack, target: Client | Local, model: str, request: CompletionRequest, *, hopes: bool
+    stack: contextlib.AsyncExitStack,
+    ask: Callable[[CompletionRequest], Work],
+    request: CompletionRequest,
+    *,
+    hopes: bool,
 ) -> Work:
     """Start the work; when it `hopes` for previews and they are refused, then without: nobody asked for them."""
     if hopes:
         try:
-            return await _start(stack, target, model, replace(request, previews=_USUAL_PREVIEWS))
+            return await _start(stack, ask(replace(request, previews=_USUAL_PREVIEWS)))
         except MlxsupError as error:
             if not (400 <= error.status < 500 and "previews" in error.message):
                 raise
-    return await _start(stack, target, model, request)
+    return await _start(stack, ask(request))
 
 
-async def _start(
-    stack: contextlib.AsyncExitStack, target: Client | Local, model: str, request: CompletionRequest
-) -> Work:
-    work: Work = await stack.enter_async_context(target.completion(model, request))
+async def _start(stack: contextlib.AsyncExitStack, work: Work) -> Work:
+    await stack.enter_async_context(work)
     await work.start()
     return work

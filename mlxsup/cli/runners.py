@@ -10,11 +10,14 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
+from mlxsup import terms
 from mlxsup.cli import interrupts
-from mlxsup.cli.options import Config, Json, Url
+from mlxsup.cli.options import Config, Json, KeepAlive, Url
 from mlxsup.cli.target import Wish, daemon
 from mlxsup.cli.units import human_size
 from mlxsup.report import RunnerReport
+
+_HEADINGS = ("MODEL", "STATE", "PID", "MEMORY", "ACTIVE", "QUEUE", "EXPIRES", "NOTE", "LAST ERROR")
 
 
 def ps(*, json: Json = False, url: Url = "", config: Config = None) -> int:
@@ -22,9 +25,10 @@ def ps(*, json: Json = False, url: Url = "", config: Config = None) -> int:
     return interrupts.run(_ps(Wish(url=url, config=config), as_json=json))
 
 
-def load(model: str, /, *, url: Url = "", config: Config = None) -> int:
+def load(model: str, /, *, keep_alive: KeepAlive = None, url: Url = "", config: Config = None) -> int:
     """Load a model in the daemon; returns when it is ready."""
-    return interrupts.run(_load(Wish(url=url, config=config), model))
+    kept = terms.keep_alive(keep_alive, "--keep-alive")
+    return interrupts.run(_load(Wish(url=url, config=config), model, kept))
 
 
 def stop(
@@ -41,19 +45,20 @@ def stop(
 
 async def _ps(wish: Wish, *, as_json: bool) -> int:
     async with daemon(wish) as client:
-        runners = await client.runners()
+        found = await client.machine()
     if as_json:
-        sys.stdout.write(msgspec.json.encode({"runners": runners}).decode() + "\n")
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
         return 0
-    rows: list[tuple[str, ...]] = [("MODEL", "STATE", "PID", "MEMORY", "ACTIVE", "QUEUE", "EXPIRES", "LAST ERROR")]
-    rows += [_row(runner, time.time()) for runner in runners]
+    rows: list[tuple[str, ...]] = [_HEADINGS]
+    rows += [_row(runner, time.time()) for runner in found.runners]
     sys.stdout.write(_table(rows))
+    sys.stdout.writelines(f"{device.name}: {device.note}\n" for device in found.devices if device.note)
     return 0
 
 
-async def _load(wish: Wish, model: str) -> int:
+async def _load(wish: Wish, model: str, keep_alive: float | None) -> int:
     async with daemon(wish) as client:
-        await client.load(model)
+        await client.load(model, keep_alive=keep_alive)
     return 0
 
 
@@ -78,6 +83,7 @@ def _row(runner: RunnerReport, now: float) -> tuple[str, ...]:
         str(runner.leases),
         str(runner.queue),
         "-" if runner.expires is None else _duration(runner.expires - now),
+        runner.note or "-",
         " ".join(runner.last_error.split()) or "-",
     )
 

@@ -42,7 +42,7 @@ class Work(Protocol):
 class Local(Protocol):
     """A supervisor of our own, which is not imported where a daemon does the work."""
 
-    def completion(self, model: str, request: CompletionRequest, /) -> Work:
+    def completion(self, model: str, request: CompletionRequest, /, *, keep_alive: float | None = None) -> Work:
         """Begin a piece of work."""
 
     def report(self, model: str) -> RunnerReport:

@@ -70,9 +70,9 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def listening(app: web.Application) -> AsyncIterator[int]:
+async def listening(app: web.Application, *, handler_cancellation: bool = True) -> AsyncIterator[int]:
     """Serve an application on a port of its own."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(app, handler_cancellation=handler_cancellation, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -26,6 +26,19 @@ async def test_text_comes_as_lines_that_end_with_done_and_a_seed() -> None:
         assert 0 < last["seed"] < 2**53
 
 
+async def test_a_client_of_http_1_0_gets_the_same_lines_without_a_frame() -> None:
+    body = b'{"model": "m", "prompt": "p"}'
+    async with serving({"m": fake_runner("tokens=2")}) as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+        writer.write(b"POST /completion HTTP/1.0\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        with anyio.fail_after(LIMIT):
+            head, _, lines = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert b"chunked" not in head.lower()
+    assert [json.loads(line).get("content") for line in lines.splitlines()][:2] == ["t1 ", "t2 "]
+    assert json.loads(lines.splitlines()[-1])["done"]
+
+
 async def test_a_picture_comes_with_its_steps_and_the_seed_that_was_asked_for() -> None:
     async with serving({"m": fake_runner("steps=4; image=100000")}) as api:
         *steps, last = await api.lines("m", seed=7)
@@ -122,6 +135,82 @@ async def test_a_client_that_leaves_ends_its_work(phase: str, tmp_path: Path) ->
             with anyio.fail_after(LIMIT):
                 await arrival.left()
         await until(lambda: api.sup.report("m").leases == 0)
+
+
+@pytest.mark.parametrize(("told", "seconds"), [("30m", 1800), (90, 90), (-1, None)])
+async def test_how_long_the_model_stays_is_the_requests_to_say(told: float | str, seconds: float | None) -> None:
+    async with serving({"m": fake_runner("tokens=1", keep_alive="10m")}) as api:
+        await api.lines("m", keep_alive=told)
+        await api.lines("m", keep_alive=None)  # says nothing
+        await until(lambda: api.sup.report("m").leases == 0)
+        found = api.sup.report("m")
+        assert found.last_used is not None
+        stays = None if found.expires is None else found.expires - found.last_used
+        assert stays == (seconds if seconds is None else pytest.approx(seconds, abs=1))
+        await api.lines("m", keep_alive=0)
+        await until(lambda: api.sup.report("m").state == "stopped")
+
+
+async def test_how_long_it_stays_is_not_the_runners_concern(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    async with serving({"m": fake_runner(f"record={record}")}) as api:
+        await api.lines("m", keep_alive="1h")
+    assert "keep_alive" not in record.read_text()
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("soon", 'keep_alive: expected a duration such as "5m"'),
+        ("", 'keep_alive: expected a duration such as "5m"'),
+        (True, "keep_alive: expected "),
+        ([5], "keep_alive: expected "),
+    ],
+)
+async def test_what_is_no_span_of_time_is_refused_by_its_name(told: object, words: str) -> None:
+    async with serving({"m": fake_runner()}) as api:
+        for path, body in (("/completion", {"prompt": "p"}), ("/models/load", {})):
+            status, answer = await api.post(path, {"model": "m", "keep_alive": told, **body})
+            error = answer["error"]
+            assert (status, error["code"], error["param"]) == (400, "invalid_request", "keep_alive")
+            assert error["message"].startswith(words)
+        assert api.sup.report("m").state == "stopped"
+
+
+@pytest.mark.parametrize("told", ["1", "1s", "1000ms"])
+async def test_the_deadline_of_a_request(told: str) -> None:
+    async with Gate() as gate, serving({"m": fake_runner(f"gate@request#1={gate.path}")}) as api:
+        await api.sup.load("m")
+        status, answer = await api.post("/completion", {"model": "m", "prompt": "p"}, **{"Mlxsup-Deadline": told})
+        assert (status, answer["error"]["code"]) == (504, "deadline")
+        assert answer["error"]["details"] == {"model": "m", "stage": "first_chunk", "limit": 1.0}
+        with anyio.fail_after(LIMIT):
+            await (await gate.arrival()).left()
+        assert api.sup.report("m").leases == 0
+        assert (await api.lines("m"))[-1]["done"] is True
+
+
+async def test_a_deadline_that_passes_while_the_answer_comes_is_its_last_line() -> None:
+    async with Gate() as gate, serving({"m": fake_runner(f"tokens=2; gate@1#1={gate.path}")}) as api:
+        await api.sup.load("m")
+        headers = {"mlxsup-deadline": "2s"}
+        async with api.http.post("/completion", json={"model": "m", "prompt": "p"}, headers=headers) as answer:
+            assert answer.status == 200
+            first, last = (json.loads(line) for line in (await answer.read()).splitlines())
+        assert first == {"content": "t1 "}
+        assert (last["done"], last["error"]["code"], last["error"]["details"]["stage"]) == (True, "deadline", "answer")
+        with anyio.fail_after(LIMIT):
+            await (await gate.arrival()).left()
+        await until(lambda: api.sup.report("m").leases == 0)
+
+
+@pytest.mark.parametrize("told", ["soon", "", "0", "-1", "inf", "nan", "5 parsecs"])
+async def test_a_deadline_that_is_none_is_refused_by_its_name(told: str) -> None:
+    async with serving({"m": fake_runner()}) as api:
+        status, answer = await api.post("/completion", {"model": "m", "prompt": "p"}, **{"Mlxsup-Deadline": told})
+        assert (status, answer["error"]["param"]) == (400, "mlxsup-deadline")
+        assert answer["error"]["message"].startswith("mlxsup-deadline: ")
+        assert api.sup.report("m").state == "stopped"
 
 
 async def test_a_client_that_does_not_read_holds_up_nobody_and_its_leaving_ends_the_work(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ MODELS = {"heart": fake_runner()}
 
 
 def _raising(error: Exception) -> object:
-    async def load(*_: object) -> None:
+    async def load(*_: object, **__: object) -> None:
         raise error
 
     return load
@@ -56,6 +56,7 @@ async def test_the_body_of_an_error_has_the_keys_that_openai_clients_read() -> N
         (QueueFull("full", retry_after=0.2), 503, "1", None),
         (Backoff("soon", retry_after=3.2), 503, "4", None),
         (DoesNotFit("too large"), 507, None, "false"),
+        (DoesNotFit("others hold it", retry_after=15.0), 507, "15", "true"),
         (LoadFailed("no"), 500, None, "false"),
         (RunnerDied("gone", details={"exit_code": 1}), 502, None, None),
     ],

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
+from statistics import median
 
 import anyio
 import pytest
 
 from mlxsup import __version__
+from mlxsup.cli.client import Client
 from mlxsup.testing import Gate, fake_runner
 
 from .serving import LIMIT, Api, serving, until
 
 pytestmark = pytest.mark.anyio
+
+WIDE = 0.1
+"""Seconds: ten times what a status may take, for machines that are busy. `python -m tests.bench status` measures it."""
 
 
 async def _status(api: Api, model: str = "m") -> dict[str, object]:
@@ -78,6 +84,7 @@ async def test_what_would_happen_and_what_devices_have() -> None:
         (device,) = answer["devices"]
         assert device["total"] > device["available"] > 0
         assert device["reserved"] >= 64 << 20
+        assert (device["low"], device["note"]) == (False, "")
 
 
 async def test_unload_is_answered_when_the_process_is_gone() -> None:
@@ -100,6 +107,38 @@ async def test_unloading_by_force_does_not_wait_for_work() -> None:
         with anyio.fail_after(LIMIT / 2):
             assert (await api.post("/models/unload", {"model": "m", "force": True}))[0] == 200
         assert b'"code":"unloaded"' in await answer.read()
+
+
+async def test_loading_may_say_how_long_the_model_stays() -> None:
+    async with serving({"m": fake_runner()}) as api:
+        assert (await api.post("/models/load", {"model": "m", "keep_alive": -1}))[0] == 200
+        assert api.sup.report("m").expires is None
+        assert (await api.post("/models/load", {"model": "m", "keep_alive": "30m"}))[0] == 200
+        assert api.sup.report("m").expires is not None
+
+
+async def test_status_is_answered_while_five_loads_hang() -> None:
+    models = {f"m{number}": fake_runner("load=forever; progress=0.5") for number in range(5)}
+    async with serving(models) as api, Client(f"http://127.0.0.1:{api.port}") as client:
+        loads = [asyncio.create_task(api.post("/models/load", {"model": model})) for model in models]
+        with anyio.fail_after(LIMIT):
+            while not all(report.pid > 0 and report.progress for report in await client.runners()):
+                await asyncio.sleep(0.01)
+        times = []
+        for path in ("/runners", "/models", "/health") * 20:
+            began = time.perf_counter()
+            assert (await api.get(path))[0] == 200
+            times.append(time.perf_counter() - began)
+        for _ in range(20):
+            began = time.perf_counter()
+            assert {report.state for report in await client.runners()} == {"starting"}, "what `mlxsup ps` asks"
+            times.append(time.perf_counter() - began)
+        assert median(times) < WIDE
+        for model in models:
+            await api.post("/models/unload", {"model": model, "force": True})
+        for load in loads:
+            status, answer = await load
+            assert (status, answer["error"]["code"]) == (503, "unloaded")
 
 
 async def test_runners_report_what_a_person_wants_to_know() -> None:

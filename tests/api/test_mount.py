@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import socket
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -12,7 +14,7 @@ from aiohttp import web
 from mlxsup.api import mount
 from mlxsup.testing import fake_runner
 
-from .serving import listening, supervisor
+from .serving import listening, supervisor, until
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +49,28 @@ async def test_an_application_gets_our_routes_and_keeps_its_own(prefix: str) -> 
             assert (await answer.json())["error"]["code"] == "model_not_found"
         async with http.post(f"{base}/completion", data=bytes(2000)) as answer:
             assert answer.status == 413
+
+
+async def test_a_client_that_leaves_is_no_failure_where_handlers_are_not_cancelled(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "mlxsup.api")
+    body = b'{"model": "m", "prompt": "p"}'
+    app = web.Application()
+    async with supervisor(
+        {"m": fake_runner("; ".join(f"big@{number}=1" for number in range(1, 60)) + "; tokens=99")}
+    ) as sup:
+        mount(app, sup)
+        await sup.load("m")
+        async with listening(app, handler_cancellation=False) as port:
+            with socket.create_connection(("127.0.0.1", port)) as line:
+                line.sendall(
+                    b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+                )
+                await until(lambda: sup.report("m").leases == 1)
+            await until(lambda: sup.report("m").leases == 0)
+            await until(lambda: "the client left in the middle of its answer" in caplog.text)
+    assert "unexpected failure" not in caplog.text
 
 
 async def test_two_supervisors_in_one_application() -> None:

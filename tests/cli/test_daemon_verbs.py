@@ -26,10 +26,22 @@ async def test_a_model_is_loaded_listed_and_stopped(tmp_path: Path) -> None:
         code, out, lines = await command("ps", *at, cwd=tmp_path)
         assert (code, lines) == (0, [])
         head, first, second = out.splitlines()
-        assert head.split() == ["MODEL", "STATE", "PID", "MEMORY", "ACTIVE", "QUEUE", "EXPIRES", "LAST", "ERROR"]
+        assert head.split() == [
+            "MODEL",
+            "STATE",
+            "PID",
+            "MEMORY",
+            "ACTIVE",
+            "QUEUE",
+            "EXPIRES",
+            "NOTE",
+            "LAST",
+            "ERROR",
+        ]
         assert first.split()[:3] == ["m", "ready", str(pid)]
         assert " in 4m " in first
         assert second.split()[0] == "broken"
+        assert "  exit code 3  " in second
         assert "no weights" in second
         code, out, _ = await command("ps", "--json", *at, cwd=tmp_path)
         assert json.loads(out)["runners"][0]["pid"] == pid
@@ -57,9 +69,20 @@ def test_a_row_tells_what_a_person_wants_to_know() -> None:
         leases=2,
         queue=1,
         expires=1000.0,
+        note="waiting",
         last_error="a\nb",
     )
-    assert _row(loading, 1000.0 - 3700) == ("m", "starting 41%", "7", "~3.0 GiB", "2", "1", "in 1h 1m", "a b")
+    assert _row(loading, 1000.0 - 3700) == (
+        "m",
+        "starting 41%",
+        "7",
+        "~3.0 GiB",
+        "2",
+        "1",
+        "in 1h 1m",
+        "waiting",
+        "a b",
+    )
     assert _row(loading, 1000.0 - 250)[6] == "in 4m 10s"
     assert _row(loading, 1000.0 + 5)[6] == "in 0s"
     assert _table([("A", "LONG"), ("wide", "x")]) == "A     LONG\nwide  x\n"

@@ -59,8 +59,8 @@ async def test_five_hundred_half_open_requests_change_nothing_and_are_left(tmp_p
             for _ in range(100):
                 line = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
                 line.sendall(b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-            asked = sorted([await ask(daemon) for _ in range(20)])
-            assert asked[10] < 0.5  # the figure is 0.05 s
+            asked = [await ask(daemon) for _ in range(20)]
+            assert min(asked) < 0.05  # a busy machine does not slow every one
             async with daemon.http.post("/completion", json={"model": "m", "prompt": "p"}) as answer:
                 assert len((await answer.read()).splitlines()) == 4
             await until(lambda: process.num_fds() <= before + 10)  # a runner and its pipes
@@ -68,10 +68,11 @@ async def test_five_hundred_half_open_requests_change_nothing_and_are_left(tmp_p
 
 @linux
 async def test_without_descriptors_it_says_so_and_works_again_when_there_are_some(tmp_path: Path) -> None:
-    async with serving(write_config(tmp_path, {"m": fake_runner(), "n": fake_runner()})) as daemon:
+    quick = {**fake_runner(), "probe_interval": "0.1s"}
+    async with serving(write_config(tmp_path, {"m": quick, "n": fake_runner()})) as daemon:
         async with daemon.http.post("/models/load", json={"model": "m"}) as answer:
             assert answer.status == 200
-        pid = daemon.child.pid
+        pid, runner = daemon.child.pid, await daemon.pid_of("m")
         usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, usual[1]))
         async with aiohttp.ClientSession(daemon.url, timeout=aiohttp.ClientTimeout(total=LIMIT)) as other:
@@ -79,10 +80,12 @@ async def test_without_descriptors_it_says_so_and_works_again_when_there_are_som
             await daemon.child.says("no connection can be accepted for now")
             async with daemon.http.post("/models/load", json={"model": "n"}) as answer:
                 error = (await answer.json())["error"]
-                assert (answer.status, error["code"]) == (500, "load_failed")
+                assert (answer.status, error["code"], error["src"]) == (503, "resource_exhausted", "mlxsup")
+                assert answer.headers["Retry-After"] == "1"
                 assert "no descriptors left" in error["message"]
             assert not waiting.done()
-            assert await daemon.pid_of("m") > 0
+            await anyio.sleep(1.0)  # ten probes that cannot be made
+            assert await daemon.pid_of("m") == runner
             resource.prlimit(pid, resource.RLIMIT_NOFILE, usual)
             assert await waiting == 200
             async with other.post("/completion", json={"model": "m", "prompt": "p"}) as answer:
@@ -180,3 +183,39 @@ def _read_all(reader: int) -> bytes:
     while part := os.read(reader, 65536):
         text += part
     return text
+
+
+async def test_a_path_that_hangs_keeps_the_daemon_from_nothing_and_not_from_its_end(tmp_path: Path) -> None:
+    """A file server that is gone, put on by hanging where files are opened: 16 models are more than a loop has threads."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "def hang(event, arguments):\n"
+        "    if event == 'open' and 'gone' in str(arguments[0]):\n"
+        "        time.sleep(600)\n"
+        "sys.addaudithook(hang)\n"
+    )
+    models = {"good": fake_runner()}
+    for number in range(16):
+        weights = tmp_path / f"gone{number}.safetensors"
+        weights.touch()
+        models[f"m{number}"] = fake_runner(path=str(weights))
+        del models[f"m{number}"]["memory"]
+    config = write_config(tmp_path, models)
+    async with serving(config, env={"PYTHONPATH": str(tmp_path / "site")}) as daemon:
+        loads = [
+            asyncio.create_task(_status(daemon.http, "/models/load", {"model": f"m{number}"})) for number in range(16)
+        ]
+        with anyio.fail_after(LIMIT):
+            while await _notes(daemon, "m") != ["reading its files"] * 16:
+                await anyio.sleep(0.02)
+        assert await _status(daemon.http, "/models/load", {"model": "good"}) == 200
+        daemon.child.send(signal.SIGTERM)
+        assert await daemon.child.ended() == 0
+        assert {await load for load in loads} <= {503}
+
+
+async def _notes(daemon: Daemon, start: str) -> list[str]:
+    async with daemon.http.get("/runners") as answer:
+        found = (await answer.json())["runners"]
+    return [runner["note"] for runner in found if runner["model"].startswith(start)]
