@@ -75,6 +75,10 @@ def problems(toml: str) -> list[str]:
         ),
         ("models.a = { engine = 3 }", "models.a.engine: expected a string, got an integer"),
         ("models.a = { engine = 'command' }", "models.a.command: missing; program and arguments"),
+        *(
+            (f"models.a = {{ {keys} }}", "models.a.memory: missing; without a path nothing tells how much memory it needs")
+            for keys in ("engine = 'command', command = ['x']", "engine = 'imagegen'", "engine = 'imagegen', path = ''")
+        ),
         # types
         ("server = 3", "server: expected a table, got an integer"),
         ("models = 'x'", "models: expected a table, got a string"),
