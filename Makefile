@@ -16,7 +16,7 @@ MIN_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and f"mlxsup needs
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0 /usr/lib/*/libopenblas.so.0 /usr/lib64/libopenblas.so.0))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-real lint format types imports example bench soak flaky train sheet evaluate wheel clean
+.PHONY: help run test test-real lint format types imports example bench soak flaky mutants train sheet evaluate wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ soak: $(VENV)/.installed-dev ## thousands of lives of runners; nothing may grow:
 flaky: $(VENV)/.installed-dev ## faults and races TIMES times in a row (long), the rest twice; one failure is a failure
 	$(BIN)/python -m tests.soak.flaky --times $(TIMES) --jobs $(JOBS) $(ARGS)
 
+mutants: $(VENV)/.installed-mutants ## break the scheduler in some thousand ways, one at a time, and count how many its tests notice (long)
+	rm -rf mutants
+	CI=1 $(BIN)/mutmut run --max-children $(JOBS)
+	$(BIN)/mutmut results
+	$(BIN)/python -m tests.scheduling.mutants
+
 train: $(VENV)/.installed-dev ## train the model that ships, from nothing (long): ARGS are those of the trainer
 	$(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS)) $(BIN)/python -m mlxsup.imagegen.builtin.train $(ARGS)
 
@@ -71,7 +77,7 @@ wheel: $(VENV)/.installed-dev ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
 
 clean: ## remove everything that was made here, the environments too
-	rm -rf $(VENV) build dist heart.png .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist mutants heart.png .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find mlxsup tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What is installed is stamped, and done again when pyproject.toml has changed.
@@ -88,6 +94,10 @@ $(VENV)/.installed-run: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed-run
 	$(PIP) install --quiet --upgrade 'pip>=25.1'
 	$(PIP) install --quiet --group dev
+	@touch $@
+
+$(VENV)/.installed-mutants: $(VENV)/.installed-dev
+	$(PIP) install --quiet --group mutants
 	@touch $@
 
 # Pinned and without what they ask for: see the head of the list. The package itself is read where it lies.
