@@ -23,8 +23,11 @@ import pytest
 from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
-RACES = ("tests/faults", "tests/runners", "tests/scheduling", "tests/test_supervisor.py", "tests/test_completion.py")
-"""Where processes and sockets meet."""
+RACES = (
+    *("tests/faults", "tests/runners", "tests/test_supervisor.py", "tests/test_completion.py"),
+    *("tests/test_eviction.py", "tests/test_asked_again.py", "tests/test_returning.py", "tests/test_making_room.py"),
+)
+"""Where processes and sockets meet. The scheduler alone has neither: it does the same each time."""
 ELSEWHERE = ("tests/real",)
 """Has an environment of its own."""
 REST_TIMES = 2
