@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Awaitable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import aiohttp
@@ -30,6 +31,7 @@ class Probe:
         self._path = model.health or engine.default_health
         self._engine = engine
         self._address = address
+        self._where: str | tuple[str, int] = address.socket or (address.host, address.port)
         self._session = session
         host = "localhost" if address.socket else f"{address.host}:{address.port}"
         self._question = (
@@ -71,16 +73,19 @@ class Probe:
         Unlike `ask` it does not parse, which would cost several times as much. The answer is read to its end all the same: a server whose client has
         left in the middle may write a traceback about it.
         """
-        at, heard = self._address, b""
+        heard = b""
         loop = asyncio.get_running_loop()
         try:
-            with socket.socket(socket.AF_UNIX if at.socket else socket.AF_INET) as line:
-                line.setblocking(False)
+            with ExitStack() as lines:
                 async with asyncio.timeout(limit):
-                    await loop.sock_connect(line, at.socket or (at.host, at.port))
-                    if self._path == "none":
-                        return True
-                    await loop.sock_sendall(line, self._question)
+                    line = lines.enter_context(self._line())
+                    if self._path == "none" or not self._ask_at_once(line):
+                        line.close()  # or a server that serves one after the other would wait for its question
+                        line = lines.enter_context(self._line())
+                        await loop.sock_connect(line, self._where)
+                        if self._path == "none":
+                            return True
+                        await loop.sock_sendall(line, self._question)
                     while not _whole(heard) and (part := await loop.sock_recv(line, MAX_BODY)):
                         heard += part
         except OSError as error:  # a TimeoutError is one, too
@@ -88,6 +93,25 @@ class Probe:
                 return None
         self._heard = heard
         return heard.startswith(b"HTTP/")
+
+    def _line(self) -> socket.socket:
+        line = socket.socket(socket.AF_UNIX if self._address.socket else socket.AF_INET)
+        line.setblocking(False)
+        return line
+
+    def _ask_at_once(self, line: socket.socket) -> bool:
+        """Ask without waiting for the connection, which on one machine is there by then; tells whether that went well.
+
+        It saves the loop a turn, which is half of what a probe costs.
+        """
+        try:
+            with suppress(BlockingIOError):
+                line.connect(self._where)
+            return line.send(self._question) == len(self._question)
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            return False
 
     async def _get(self) -> Finding:
         async with self._session.get(self._address.base_url + self._path, allow_redirects=False) as answer:
