@@ -116,7 +116,12 @@ async def _health(address: str) -> dict[str, Any]:
 class TestAdapted:
     """Other weights than those that are stored."""
 
-    async def test_quantised_it_takes_less_and_makes_another_picture(self, tiny: Path) -> None:
+    async def test_quantised_it_takes_less_and_makes_another_picture(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(
+            "STATE_DIRECTORY", str(tmp_path)
+        )  # where nothing was learnt yet that would stand for one estimate
         async with supervisor(tiny) as whole, supervisor(tiny, quantize=4) as small:
             pictures = [(await picture(sup)).tobytes() for sup in (whole, small)]
             active = [(await _health(report(sup, "flux").address))["memory"]["active"] for sup in (whole, small)]
