@@ -71,6 +71,9 @@ def simulate(
         ),
     ] = None,
     seed: Annotated[int | None, Parameter(help=f"The same seed makes the same load; {SEED} unless set.")] = None,
+    rivals: Annotated[
+        bool, Parameter(help="Whether other orders of eviction are tried, too: five times the work.")
+    ] = True,
     json: Json = False,
     config: Config = None,
 ) -> int:
@@ -95,7 +98,7 @@ def simulate(
         load = sorted(_read(Path(trace), settings), key=lambda request: request.at)
         setting, catalogue = _configured(settings)
     setting = msgspec.structs.replace(setting, memory=_memory(memory, catalogue))
-    found = _simulate(catalogue, load, setting)
+    found = _simulate(catalogue, load, setting, [*RIVALS] if rivals else [*RIVALS][:1])
     if json:
         sys.stdout.write(msgspec.json.encode(_as_json(found)).decode() + "\n")
     else:
@@ -103,8 +106,10 @@ def simulate(
     return 0
 
 
-def _simulate(models: Sequence[Simulated], load: Sequence[Request], setting: Setting) -> Simulation:
-    outcomes = compare(models, load, setting)
+def _simulate(
+    models: Sequence[Simulated], load: Sequence[Request], setting: Setting, names: Sequence[str]
+) -> Simulation:
+    outcomes = compare(models, load, setting, names)
     return Simulation(
         models=len(models),
         memory=setting.memory,

@@ -168,6 +168,11 @@ class TestCommand:
         assert lines[8].startswith("offline: ")
         assert all(float(line.split()[-1]) >= 1 for line in lines[2:7])
 
+    def test_without_rivals(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["simulate", "--models", "10", "--hours", "1", "--rate", "2", "--no-rivals"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split()[0] for line in lines[2:]] == ["credit", "bound:", "offline:"]
+
     def test_as_json_it_has_the_same_figures(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["simulate", "--models", "5", "--hours", "1", "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
