@@ -18,7 +18,7 @@ from mlxsup.config import Settings, Size, rounded_size
 from mlxsup.engines import ENGINES, KEYS
 from mlxsup.errors import InvalidRequest, ModelNotFound
 from mlxsup.policies import policy
-from mlxsup.simulation import RIVALS, TRACES, Outcome, Request, Setting, Simulated, bound, compare, farthest
+from mlxsup.simulation import OURS, RIVALS, TRACES, Outcome, Request, Setting, Simulated, bound, compare, farthest
 
 LOAD_RATE = 1 << 30
 """Bytes a second at which the models of a configuration are thought to load, after a second for the program itself."""
@@ -98,7 +98,7 @@ def simulate(
         load = sorted(_read(Path(trace), settings), key=lambda request: request.at)
         setting, catalogue = _configured(settings)
     setting = msgspec.structs.replace(setting, memory=_memory(memory, catalogue))
-    found = _simulate(catalogue, load, setting, [*RIVALS] if rivals else [*RIVALS][:1])
+    found = _simulate(catalogue, load, setting, [*RIVALS] if rivals else [OURS])
     if json:
         sys.stdout.write(msgspec.json.encode(_as_json(found)).decode() + "\n")
     else:
@@ -116,7 +116,7 @@ def _simulate(
         unfit=sum(model.size > setting.memory for model in models),
         outcomes=outcomes,
         bounds={name: bound(models, outcome, setting) for name, outcome in outcomes.items()},
-        offline=farthest(models, outcomes[next(iter(RIVALS))].served, setting.memory),
+        offline=farthest(models, outcomes[OURS].served, setting.memory),
     )
 
 
@@ -233,8 +233,7 @@ def _as_json(found: Simulation) -> dict[str, Any]:
 
 
 def _lines(found: Simulation) -> Iterator[str]:
-    first = next(iter(RIVALS))
-    ours = found.outcomes[first]
+    ours = found.outcomes[OURS]
     yield f"{ours.requests:,} requests for {found.models:,} models on {rounded_size(found.memory)}"
     if found.unfit:
         yield f"{found.unfit:,} of the models need more than that: every request for them is refused"
@@ -248,7 +247,7 @@ def _lines(found: Simulation) -> Iterator[str]:
             f"{each.waited:>10,.0f} s{each.p50:>6.1f} s{each.p99:>6.1f} s{ratio:>9}"
         )
     yield (
-        f"bound: {found.bounds[first]:,.0f} s of loads, at least, for whoever serves in the order in which {first} did"
+        f"bound: {found.bounds[OURS]:,.0f} s of loads, at least, for whoever serves in the order in which {OURS} did"
         f" with {ours.load_seconds:,.0f} s"
     )
     yield f"offline: {found.offline:,.0f} s, in that order, by one who knows the future"

@@ -95,19 +95,17 @@ class Observer:
     def __init__(self) -> None:
         self._trees: dict[int, _Tree] = {}
 
-    def overdue(self, runners: Iterable[Watched], now: float, *, thorough: bool) -> list[int]:
+    def overdue(self, runners: Collection[Watched], now: float, *, thorough: bool) -> list[int]:
         """Return whose tree is to be walked, and forget all but these runners.
 
         All are walked in the same moment, so that a machine at rest is woken once for them.
         """
         due, busy, idle = [], now // self.WALK_BUSY, now // self.WALK_IDLE
-        count = 0
         for runner in runners:
-            count += 1
             tree = self._trees.get(runner.pid)
             if tree is None or (tree.busy_slot != busy if runner.busy or thorough else tree.idle_slot != idle):
                 due.append(runner.pid)
-        if count - len(due) < len(self._trees):
+        if len(runners) - len(due) < len(self._trees):
             self._forget_all_but({runner.pid for runner in runners})
         return due
 
@@ -126,16 +124,18 @@ class Observer:
         if tree.parts is None:
             return wanted or thorough
         if not (wanted or thorough):
-            return (
-                tree.doubtful and tree.shared > self.TRIFLE
-            )  # where pages are shared, who goes leaves them to the others
+            return self._owes(tree)
         moved = abs(tree.sight.resident - tree.weighed_resident)
         return tree.doubtful or moved > max(self.TRIFLE, tree.weighed_resident // self.MOVED_SHARE)
 
     @property
     def doubtful(self) -> bool:
         """Whether any tree that shares pages is to be weighed again, though nobody asks."""
-        return any(tree.doubtful and tree.shared > self.TRIFLE for tree in self._trees.values())
+        return any(self._owes(tree) for tree in self._trees.values())
+
+    def _owes(self, tree: _Tree) -> bool:
+        """Tell whether its part of shared pages may have changed: who goes leaves them to the others."""
+        return tree.doubtful and tree.shared > self.TRIFLE
 
     def learn(self, found: Study, now: float) -> None:
         """Take what a study has found."""

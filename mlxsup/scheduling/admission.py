@@ -134,9 +134,8 @@ class Admission:
 
     def _fits(self, way: Mapping[str, int], held: Mapping[str, int]) -> bool:
         accounts = self._ledger.accounts
-        return all(
-            need <= max(0, accounts[name].available) and need <= max(0, accounts[name].soon - held.get(name, 0))
-            for name, need in way.items()
+        return self._fits_soon(way, held) and all(
+            need <= max(0, accounts[name].available) for name, need in way.items()
         )
 
     def _fits_soon(self, way: Mapping[str, int], held: Mapping[str, int]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Self
@@ -22,12 +23,12 @@ NOBODY = -1
 """The ticket of a request that nobody makes."""
 
 
-class Outlook(Wishes):
+class Outlook(Wishes, ABC):
     """Looks ahead."""
 
+    @abstractmethod
     def handle(self, event: ev.Event, now: float) -> list[fx.Effect]:
         """Take one event and return what is to be done about it, in order."""
-        raise NotImplementedError
 
     def wake_at(self) -> float | None:
         """Return when a Tick is due next, None for never."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 from mlxsup.simulation.bounds import exact, farthest, least
 from mlxsup.simulation.comparing import Setting, bound, compare, scheduler_for
 from mlxsup.simulation.replaying import Outcome, replay
-from mlxsup.simulation.rivals import RIVALS
+from mlxsup.simulation.rivals import OURS, RIVALS
 from mlxsup.simulation.traces import TRACES, Catalogue, Request, Simulated, Trace
 
 __all__ = [
+    "OURS",
     "RIVALS",
     "TRACES",
     "Catalogue",

@@ -77,8 +77,9 @@ class Rival:
         self.by_count = by_count
 
 
+OURS: Final = "credit"
 RIVALS: Final[dict[str, Rival]] = {
-    "credit": Rival(Credit),
+    OURS: Rival(Credit),
     "LRU by count": Rival(LeastRecentlyUsed, by_count=True),
     "LRU by bytes": Rival(LeastRecentlyUsed),
     "keep-alive order": Rival(KeepAliveOrder),

@@ -7,7 +7,7 @@ import time
 
 from rich.table import Table
 
-from mlxsup.simulation import RIVALS, TRACES, Setting, compare, farthest, replay, scheduler_for
+from mlxsup.simulation import OURS, RIVALS, TRACES, Setting, compare, farthest, replay, scheduler_for
 from tests.bench.figures import grid, median
 
 SEEDS = 20
@@ -26,7 +26,7 @@ async def cost(repeats: int) -> Table:
         trace = list(make_trace(models, 20_000, 0.0005 * count, luck))
         loaded = max(1, count // 10)
         setting = Setting(memory=loaded * GIB, queue=10**6, min_residency=0.0)
-        scheduler = scheduler_for(models, setting, next(iter(RIVALS.values())))
+        scheduler = scheduler_for(models, setting, RIVALS[OURS])
         began = time.process_time()
         found = replay(scheduler, models, trace)
         table.add_row(f"{count:,}", f"{loaded:,}", f"{(time.process_time() - began) / found.events * 1e6:.0f}")
@@ -47,7 +47,7 @@ async def orders(repeats: int) -> Table:
             sizes = [model.size for model in models]
             setting = Setting(memory=max(*sizes, sum(sizes) // 4), queue=10**6, min_residency=0.0)
             runs.append(compare(models, trace, setting))
-            ours = runs[-1][next(iter(RIVALS))]
+            ours = runs[-1][OURS]
             ratios.append(ours.load_seconds / farthest(models, ours.served, setting.memory))
         cells = [
             f"{median([run[name].waited for run in runs]):,.0f} / {median([run[name].p99 for run in runs]):.1f}"
