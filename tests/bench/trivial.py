@@ -16,6 +16,11 @@ async def nothing(_request: web.Request) -> web.Response:
 async def main() -> None:
     app = web.Application()
     app.router.add_get("/", nothing)
+    await serve(app)
+
+
+async def serve(app: web.Application) -> None:
+    """Serve an app on a port of its own, which is printed, for ever."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

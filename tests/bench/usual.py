@@ -14,6 +14,8 @@ import orjson
 import uvloop
 from aiohttp import web
 
+from tests.bench.trivial import serve
+
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
@@ -55,12 +57,7 @@ async def main(kind: str, url: str) -> None:
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=256 * 1024) as session:
         app = web.Application()
         app.router.add_post("/completion", getattr(Relay(session, url), kind))
-        runner = web.AppRunner(app, access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        sys.stdout.write(f"{runner.addresses[0][1]}\n")
-        sys.stdout.flush()
-        await asyncio.Event().wait()
+        await serve(app)
 
 
 if __name__ == "__main__":
