@@ -89,6 +89,18 @@ class Driver:
         self.now = end
         return found
 
+    # What is asked from outside
+
+    def explained(self, model: str = "m") -> str:
+        return self.scheduler.explain(model, self.now)
+
+    def reconfigure(self, *, restart: tuple[str, ...] = (), **policies: Policy) -> list[fx.Effect]:
+        """Take over other models on the same devices."""
+        devices = tuple(account.device for account in self.scheduler.ledger.accounts.values())
+        return self.tell(
+            ev.Reconfigure(policies=policies, queue=9, limits=Limits(), devices=devices, restart=frozenset(restart))
+        )
+
     # Ways to get somewhere
 
     def loaded(self, model: str = "m") -> None:

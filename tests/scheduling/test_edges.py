@@ -50,7 +50,7 @@ def test_a_request_before_its_backoff_ends_is_explained() -> None:
     driver = Short(1, a=model(1))
     driver.acquire("a")
     driver.gone(broken(), "a")
-    assert driver.scheduler.explain("a", driver.now) == "queued: started again in 0.5 s after: no such file"
+    assert driver.explained("a") == "queued: started again in 0.5 s after: no such file"
     assert driver.scheduler.explain("a", driver.now + 0.5).startswith("loaded at once: a needs 1.0 GiB")
 
 
@@ -176,5 +176,5 @@ def test_the_time_of_loads_is_learnt() -> None:
     driver.after(2)
     driver.ready("quick")
     assert driver.scheduler.idle == ["quick", "slow"]
-    assert "quick (credit" in driver.scheduler.explain("new", driver.now)
-    assert "reload 2 s" in driver.scheduler.explain("new", driver.now)
+    assert "quick (credit" in driver.explained("new")
+    assert "reload 2 s" in driver.explained("new")

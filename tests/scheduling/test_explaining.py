@@ -127,7 +127,7 @@ class TestWords:
         driver = Short(2, a=model(1, queue=1))
         driver.leased("a")
         driver.acquire("a")
-        said = driver.scheduler.explain("a", driver.now)
+        said = driver.explained("a")
         assert said == "refused: 1 requests wait already, as many as may for a"
         assert list(rejected(driver.acquire("a")[1]).values()) == ["queue_full"]
 
@@ -136,7 +136,7 @@ class TestWords:
         driver.leased("a")
         driver.acquire("big")
         driver.after(16)
-        said = driver.scheduler.explain("s", driver.now)
+        said = driver.explained("s")
         assert said == "queued behind big, to whom memory goes first: s needs 1.0 GiB on cpu, 2.0 GiB are free"
         assert spawned(driver.acquire("s")[1]) == []
 
@@ -146,14 +146,14 @@ class TestWords:
         driver.acquire("b")
         driver.acquire("c")
         driver.failing(broken(), "x")
-        assert driver.scheduler.explain("c", driver.now).startswith("queued behind b, to whom memory goes first")
+        assert driver.explained("c").startswith("queued behind b, to whom memory goes first")
         assert spawned(driver.gone(broken(), "x")) == ["b"]
 
     def test_who_came_just_now_is_named_with_the_time_until_it_may_go(self) -> None:
         driver = Short(1, Limits(min_residency=5.0), a=model(1), b=model(1))
         driver.loaded("a")
         driver.after(2)
-        said = driver.scheduler.explain("b", driver.now)
+        said = driver.explained("b")
         assert said.startswith("queued: in 3.0 s a will have been loaded for 5 s and may be put out; b needs 1.0 GiB")
         driver.acquire("b")
         assert stopped(driver.after(3)) == ["a"]
@@ -163,7 +163,7 @@ class TestWords:
         driver.leased("a")
         driver.load("b")
         driver.loaded("c")
-        said = driver.scheduler.explain("e", driver.now)
+        said = driver.explained("e")
         assert said == (
             "queued until there is room: e needs 2.0 GiB on cpu, 1.0 GiB are free;"
             " a is in use, b is being loaded, c is pinned"
@@ -174,18 +174,16 @@ class TestWords:
         driver = Short(7, late=m, m0=m, m1=m, m2=m, m3=m, m4=m, m5=m, m6=m)
         for number in range(7):
             driver.leased(f"m{number}")
-        said = driver.scheduler.explain("late", driver.now)
+        said = driver.explained("late")
         assert said.endswith("m3 is in use, m4 is in use and 2 more")
 
     def test_who_goes_already_is_named(self) -> None:
         driver = Short(1, a=model(1), b=model(1))
         driver.loaded("a")
         driver.unload("a")
-        said = driver.scheduler.explain("b", driver.now)
+        said = driver.explained("b")
         assert said.startswith("loaded when those who go are gone (a): b needs 1.0 GiB on cpu, 0 B are free")
-        assert driver.scheduler.explain("a", driver.now) == (
-            "queued, and loaded again: it is on its way out (unload asked for)"
-        )
+        assert driver.explained("a") == ("queued, and loaded again: it is on its way out (unload asked for)")
 
     def test_memory_that_the_system_has_not_shown_yet_is_waited_for(self) -> None:
         driver = Short(2, a=model(2), b=model(2))
@@ -194,7 +192,7 @@ class TestWords:
         driver.sampled(0, a=2)
         driver.unload("a")
         driver.gone(model="a")
-        said = driver.scheduler.explain("b", driver.now)
+        said = driver.explained("b")
         assert said.startswith("loaded when the memory of who went is back: b needs 2.0 GiB on cpu, 0 B are free")
         assert spawned(driver.acquire("b")[1]) == []
         assert spawned(driver.sampled(2)) == ["b"]
@@ -202,9 +200,9 @@ class TestWords:
     def test_places_in_use_and_loads_under_way_are_told_with_those_who_wait_before(self) -> None:
         driver = Short(2, a=model(1))
         driver.acquire("a")
-        assert driver.scheduler.explain("a", driver.now) == "queued: it is being loaded, 1 wait before it"
+        assert driver.explained("a") == "queued: it is being loaded, 1 wait before it"
         driver.ready("a")
-        assert driver.scheduler.explain("a", driver.now) == "queued: all 1 of its places are taken, 0 wait before it"
+        assert driver.explained("a") == "queued: all 1 of its places are taken, 0 wait before it"
 
     def test_what_was_weighed_just_now_counts(self) -> None:
         driver = Short(2, a=model(memory=None))
@@ -217,7 +215,7 @@ class TestWords:
     def test_a_shutdown_refuses(self) -> None:
         driver = Short(2, a=model(1))
         driver.tell(ev.Shutdown())
-        assert driver.scheduler.explain("a", driver.now) == "refused: mlxsup is shutting down"
+        assert driver.explained("a") == "refused: mlxsup is shutting down"
 
     def test_too_many_places_are_told_as_such(self) -> None:
         driver = Short(3, a=model(1), b=model(1))
@@ -231,7 +229,7 @@ class TestWords:
         assert driver.view("b").reason.startswith("put out because 2 are loaded and max_loaded is 1; credit ")
         driver.gone(model="b")
         driver.acquire("b")
-        said = driver.scheduler.explain("b", driver.now)
+        said = driver.explained("b")
         assert "1 of 1 places are taken (max_loaded)" in said
         driver.release(lease, "a")
 

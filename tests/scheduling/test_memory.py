@@ -274,7 +274,7 @@ class TestMemoryThatComesBack:
         driver.sampled(1)
         ticket, found = driver.acquire("a")
         assert not found
-        assert "queued for a moment" in driver.scheduler.explain("a", driver.now)
+        assert "queued for a moment" in driver.explained("a")
         assert rejected(driver.after(14.9) + driver.sampled(1)) == {}
         found = driver.after(0.2)
         assert rejected(found) == {ticket: "does_not_fit"}

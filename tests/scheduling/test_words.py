@@ -22,17 +22,6 @@ def errors(found: list[fx.Effect]) -> list[MlxsupError]:
     return [effect.error for effect in only(found, fx.Reject)]
 
 
-def explained(driver: Driver, name: str = "m") -> str:
-    return driver.scheduler.explain(name, driver.now)
-
-
-def reconfigure(driver: Driver, *, restart: tuple[str, ...] = (), **policies: Policy) -> list[fx.Effect]:
-    devices = tuple(account.device for account in driver.scheduler.ledger.accounts.values())
-    return driver.tell(
-        ev.Reconfigure(policies=policies, queue=9, limits=Limits(), devices=devices, restart=frozenset(restart))
-    )
-
-
 class TestWhyItChanged:
     def test_from_a_request_to_its_end(self) -> None:
         driver = Driver(m=policy(keep_alive=90))
@@ -159,12 +148,12 @@ class TestWhyItChanged:
     def test_a_change_of_its_configuration(self) -> None:
         driver = Short(1, a=model(1))
         driver.loaded("a")
-        assert reasons(reconfigure(driver, restart=("a",), a=model(1))) == ["its configuration has changed"]
+        assert reasons(driver.reconfigure(restart=("a",), a=model(1))) == ["its configuration has changed"]
 
     def test_no_place_in_the_configuration(self) -> None:
         driver = Short(1, a=model(1))
         driver.loaded("a")
-        assert reasons(reconfigure(driver)) == ["it is not configured any more"]
+        assert reasons(driver.reconfigure()) == ["it is not configured any more"]
 
     def test_the_shutdown(self) -> None:
         driver = Short(1, a=model(1), b=model(0))
@@ -289,7 +278,7 @@ class TestErrors:
         driver = Short(1, a=model(1))
         driver.leased("a")
         driver.acquire("a")
-        (waited,) = errors(reconfigure(driver))
+        (waited,) = errors(driver.reconfigure())
         (late,) = errors(driver.acquire("a")[1])
         assert waited.message == late.message == "a is not configured any more"
         assert waited.details == late.details == {"model": "a"}
@@ -333,7 +322,7 @@ class TestErrors:
     def test_what_other_programs_hold_is_waited_for_a_while(self, others: int) -> None:
         driver = Short(2, b=model(2))
         driver.tell(ev.Sampled({"cpu": 2 * GIB - others}, {}))
-        words = explained(driver, "b")
+        words = driver.explained("b")
         _, found = driver.acquire("b")
         assert errors(found) == []
         assert errors(driver.after(14.9)) == []
