@@ -30,6 +30,19 @@ def guest_goes(driver: Short) -> list[fx.Effect]:
     return driver.gone(model="guest")
 
 
+def with_a_guest_that_leaves() -> Short:
+    """Who was at home had to go for a guest, who goes now; what home needs is weighed each time."""
+    driver = Short(1, home=model(memory=None, comes_back=True), guest=model(1))
+    driver.load("home")
+    driver.tell(ev.Weighed("home", 1, GIB))
+    driver.ready("home")
+    driver.acquire("guest")
+    driver.gone(model="home")
+    driver.ready("guest")
+    driver.unload("guest", force=True)
+    return driver
+
+
 class TestRoomAgain:
     def test_one_that_outgrows_its_device_is_not_loaded_for_it_again_and_again(self) -> None:
         driver = Short(2, home=model(0.5, comes_back=True))
@@ -89,14 +102,7 @@ class TestRoomAgain:
         assert spawned(driver.gone(model="small") + driver.sampled(free=4)) == ["home"]
 
     def test_one_that_cannot_be_loaded_any_more_is_weighed_once(self) -> None:
-        driver = Short(1, home=model(memory=None, comes_back=True), guest=model(1))
-        driver.load("home")
-        driver.tell(ev.Weighed("home", 1, GIB))
-        driver.ready("home")
-        driver.acquire("guest")
-        driver.gone(model="home")
-        driver.ready("guest")
-        driver.unload("guest", force=True)
+        driver = with_a_guest_that_leaves()
         assert only(driver.gone(model="guest"), fx.Weigh) == [fx.Weigh("home", 2)]
         gone = LoadFailed("no such file", details={"permanent": True})
         found = driver.tell(ev.Unfit("home", 2, gone)) + driver.after(1000) + driver.sampled(free=1)
@@ -105,14 +111,7 @@ class TestRoomAgain:
         assert not driver.scheduler.expectant
 
     def test_one_that_cannot_be_loaded_just_now_is_tried_less_and_less_often(self) -> None:
-        driver = Short(1, home=model(memory=None, comes_back=True), guest=model(1))
-        driver.load("home")
-        driver.tell(ev.Weighed("home", 1, GIB))
-        driver.ready("home")
-        driver.acquire("guest")
-        driver.gone(model="home")
-        driver.ready("guest")
-        driver.unload("guest", force=True)
+        driver = with_a_guest_that_leaves()
         found, tries = driver.gone(model="guest"), []
         for _ in range(1200):
             for question in only(found, fx.Weigh):
