@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,18 @@ from mlxsup.errors import DoesNotFit, InvalidRequest, LoadFailed
 from mlxsup.records import Lesson
 from mlxsup.scheduling.scheduler import Limits
 from mlxsup.testing import fake_runner
+from tests import waiting
 
 from .weights.making import safetensors
 
 pytestmark = pytest.mark.anyio
 GIB = 1 << 30
 LIMIT = 15.0
+until = functools.partial(waiting.until, limit=LIMIT)
 
 
 def supervisor(overhead: str = "0", **model: Any) -> Supervisor:
     return Supervisor(parse({"scheduler": {"overhead": overhead}, "models": {"m": model}}, KEYS))
-
-
-async def until(true: Callable[[], object]) -> None:
-    with anyio.fail_after(LIMIT):
-        while not true():
-            await anyio.sleep(0.005)
 
 
 async def test_what_never_fits_is_refused_at_once_and_for_good(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from mlxsup.config import parse
 from mlxsup.engines import KEYS
 from mlxsup.errors import DeadlineExceeded, InvalidRequest, LoadTimeout, ModelNotFound, Stalled
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
 from .faults import house
-from .faults.house import LIMIT, alive, collect, report, until
+from .faults.house import alive, collect, report
 
 
 def supervisor(scenario: str = "", **keys: Any) -> Supervisor:

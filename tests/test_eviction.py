@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
-from typing import Any
 
 import anyio
 import pytest
@@ -14,11 +14,13 @@ from mlxsup import Supervisor
 from mlxsup.errors import Backoff, ConfigError, Conflict, DoesNotFit, LoadFailed, ModelNotFound, Unloaded
 from mlxsup.records import LEARNT_FILE, state_directory
 from mlxsup.testing import EventRecorder
+from tests import waiting
 
 from .crowding import gib, settings, two_hundred_requests
 
 pytestmark = pytest.mark.anyio
 LIMIT = 15.0
+until = functools.partial(waiting.until, limit=LIMIT)
 
 
 def state(sup: Supervisor, model: str) -> str:
@@ -27,12 +29,6 @@ def state(sup: Supervisor, model: str) -> str:
 
 def loaded(sup: Supervisor) -> list[str]:
     return [report.model for report in sup.status().runners if report.state == "ready"]
-
-
-async def until(true: Any, limit: float = LIMIT) -> None:
-    with anyio.fail_after(limit):
-        while not true():
-            await anyio.sleep(0.005)
 
 
 async def words(sup: Supervisor, model: str) -> str:

@@ -9,7 +9,8 @@ import anyio
 import pytest
 
 from mlxsup.testing import EventRecorder, fake_runner
-from tests.faults.house import LIMIT, collect, report, supervisor
+from tests.faults.house import collect, report, supervisor
+from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.anyio
 

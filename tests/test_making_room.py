@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import functools
 from contextlib import suppress
 
 import anyio
@@ -16,11 +16,13 @@ from mlxsup.config import Settings
 from mlxsup.machine import Machine
 from mlxsup.scheduling.scheduler import Limits
 from mlxsup.testing import EventRecorder
+from tests import waiting
 
 from .crowding import gib, processes, settings
 
 pytestmark = pytest.mark.anyio
 LIMIT = 15.0
+until = functools.partial(waiting.until, limit=LIMIT)
 MIB = 1 << 20
 
 
@@ -40,12 +42,6 @@ def held() -> int:
         with suppress(psutil.Error):
             sizes.append(psutil.Process(pid).memory_info().rss)
     return sum(sizes)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    with anyio.fail_after(LIMIT):
-        while not true():
-            await anyio.sleep(0.005)
 
 
 async def test_memory_of_who_went_is_looked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

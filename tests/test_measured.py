@@ -14,7 +14,8 @@ from mlxsup.cli import main
 from mlxsup.records import Learnt
 from mlxsup.testing import fake_runner
 from tests.daemon.children import write_config
-from tests.faults.house import collect, report, until
+from tests.faults.house import collect, report
+from tests.waiting import until
 from tests.weights.making import STRING, gguf, key, number, tensor, text, write
 
 MIB = 1 << 20

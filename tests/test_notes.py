@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import functools
 from typing import Any
 
 import anyio
@@ -12,11 +12,13 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.errors import DoesNotFit, LoadFailed
 from mlxsup.testing import EventRecorder, Gate, fake_runner
+from tests import waiting
 
 from .crowding import settings
 
 pytestmark = pytest.mark.anyio
 LIMIT = 15.0
+until = functools.partial(waiting.until, limit=LIMIT)
 SEEN = 2.0
 BUSY_MACHINE = 1.0
 """Seconds on top, as other tests run beside this one."""
@@ -27,15 +29,6 @@ KEPT = 457 * MIB
 
 def small(scenario: str = "", **keys: Any) -> dict[str, Any]:
     return fake_runner(scenario, **{"memory": "64MiB", "stop_grace": "2s", **keys})
-
-
-async def until(true: Any) -> float:
-    """Wait until something is true, and return how long that took."""
-    began = time.monotonic()
-    with anyio.fail_after(LIMIT):
-        while not true():
-            await anyio.sleep(0.005)
-    return time.monotonic() - began
 
 
 async def words(sup: Supervisor, model: str) -> None:

@@ -21,6 +21,7 @@ from mlxsup.registry import Registry
 from mlxsup.report import RunnerReport
 from mlxsup.scheduling.scheduler import Scheduler
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import until
 
 LIMIT = 10.0
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -41,12 +42,6 @@ def report(sup: Supervisor) -> RunnerReport:
 async def words(sup: Supervisor, **fields: Any) -> str:
     async with sup.completion("m", **{"prompt": "p", **fields}) as chunks:
         return "".join([chunk.content async for chunk in chunks])
-
-
-async def until(true: Any) -> None:
-    with anyio.fail_after(LIMIT):
-        while not true():
-            await anyio.sleep(0.002)
 
 
 def alive(pid: int) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from mlxsup.engines import KEYS
 from mlxsup.errors import LoadFailed, LoadTimeout, ResourceExhausted, Unloaded
 from mlxsup.machine import Machine
 from mlxsup.testing import fake_runner
+from tests import waiting
 
 from .weights.making import safetensors
 
 pytestmark = pytest.mark.anyio
 LIMIT = 15.0
+until = functools.partial(waiting.until, limit=LIMIT)
 WEIGHTS = safetensors({"w": ("F32", [10])})
 
 
@@ -69,12 +72,6 @@ def configured(**models: dict[str, Any]) -> Settings:
 
 def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("mlxsup weighing")]
-
-
-async def until(true: Callable[[], object]) -> None:
-    with anyio.fail_after(LIMIT):
-        while not true():
-            await anyio.sleep(0.005)
 
 
 async def test_a_dozen_of_them_keep_nobody_else_from_anything(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import anyio
 from aiohttp import web
 
 from mlxsup import Supervisor
 from mlxsup.api import create_app
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
-
-LIMIT = 10.0
-"""Seconds that a test waits for anything."""
+from tests.waiting import LIMIT
 
 Models = dict[str, dict[str, Any]]
 
@@ -60,13 +57,6 @@ def supervisor(models: Models, **server: Any) -> Supervisor:
     """A supervisor of these models, which stop fast unless they say otherwise."""
     entries = {name: {"stop_grace": "2s", **entry} for name, entry in models.items()}
     return Supervisor(parse({"server": server, "models": entries}, KEYS))
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait until something is true."""
-    with anyio.fail_after(LIMIT):
-        while not true():
-            await anyio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

@@ -13,8 +13,9 @@ from mlxsup.api.bodies import decode
 from mlxsup.api.native import CompletionBody
 from mlxsup.errors import InvalidRequest
 from mlxsup.testing import fake_runner
+from tests.waiting import LIMIT
 
-from .serving import LIMIT, serving
+from .serving import serving
 
 HUGE = 100_000_000
 

@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 from mlxsup.testing import Gate, fake_runner, picture
+from tests.waiting import LIMIT, until
 
-from .serving import LIMIT, Api, serving, until
+from .serving import Api, serving
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,9 @@ import pytest
 from mlxsup import __version__
 from mlxsup.cli.client import Client
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .serving import LIMIT, Api, serving, until
+from .serving import Api, serving
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,9 @@ from aiohttp import web
 
 from mlxsup.api import mount
 from mlxsup.testing import fake_runner
+from tests.waiting import until
 
-from .serving import listening, supervisor, until
+from .serving import listening, supervisor
 
 pytestmark = pytest.mark.anyio
 

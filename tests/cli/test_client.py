@@ -12,7 +12,8 @@ from mlxsup.cli.client import Client
 from mlxsup.cli.failures import CommandFailed
 from mlxsup.protocol import CompletionChunk, CompletionRequest
 from mlxsup.testing import Gate, fake_runner
-from tests.api.serving import LIMIT, Api, serving, until
+from tests.api.serving import Api, serving
+from tests.waiting import LIMIT, until
 
 pytestmark = pytest.mark.anyio
 

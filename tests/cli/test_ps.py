@@ -12,7 +12,8 @@ import anyio
 import pytest
 
 from mlxsup.testing import Gate, fake_runner
-from tests.daemon.children import LIMIT, Daemon, command, serving, write_config
+from tests.daemon.children import Daemon, command, serving, write_config
+from tests.waiting import LIMIT
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio")]
 MIB = 1 << 20

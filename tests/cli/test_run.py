@@ -18,7 +18,8 @@ import pytest
 
 from mlxsup.cli import main
 from mlxsup.testing import Gate, fake_runner, picture
-from tests.daemon.children import LIMIT, alive, command, running, serving, write_config
+from tests.daemon.children import alive, command, running, serving, write_config
+from tests.waiting import LIMIT
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio")]  # the command brings its own loop
 

@@ -13,7 +13,6 @@ import socket
 import sys
 import termios
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,19 +22,14 @@ import psutil
 import pytest
 
 from mlxsup.testing import fake_runner
+from tests.waiting import LIMIT, until
 
-from .children import LIMIT, Daemon, alive, serving, write_config
+from .children import Daemon, alive, serving, write_config
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio")]  # the daemon brings its own loop
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="a limit of a process that runs; in-process tests do the same"
 )
-
-
-async def until(true: Callable[[], bool]) -> None:
-    with anyio.fail_after(LIMIT):
-        while not true():
-            await anyio.sleep(0.02)
 
 
 async def ask(daemon: Daemon) -> float:

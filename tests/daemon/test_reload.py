@@ -9,8 +9,9 @@ import anyio
 import pytest
 
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT
 
-from .children import LIMIT, alive, serving, write_config
+from .children import alive, serving, write_config
 
 pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio")]  # the daemon brings its own loop
 

@@ -16,9 +16,7 @@ import psutil
 from mlxsup import CompletionChunk, RunnerReport, Supervisor
 from mlxsup.config import Settings, parse
 from mlxsup.engines import KEYS
-
-LIMIT = 10.0
-"""Seconds within which anything that is not a figure of its own must have happened."""
+from tests.waiting import LIMIT, until
 
 
 def settings(**models: dict[str, Any]) -> Settings:
@@ -33,16 +31,6 @@ def supervisor(**models: dict[str, Any]) -> Supervisor:
 
 def report(sup: Supervisor, model: str = "m") -> RunnerReport:
     return next(found for found in sup.status().runners if found.model == model)
-
-
-async def until(true: Callable[[], object], limit: float = LIMIT) -> float:
-    """Wait until something is true and return how many seconds that took."""
-    began = time.monotonic()
-    while not true():
-        elapsed = time.monotonic() - began
-        assert elapsed < limit, f"not within {limit} s"
-        await anyio.sleep(0.002)
-    return time.monotonic() - began
 
 
 async def promised(limit: float, attempt: Callable[[], Awaitable[float]], tries: int = 5) -> None:

@@ -12,8 +12,9 @@ import pytest
 from mlxsup import CompletionChunk
 from mlxsup.errors import BadAnswer, MlxsupError, RunnerDied, RunnerError, Stalled
 from mlxsup.testing import fake_runner, picture
+from tests.waiting import LIMIT, until
 
-from .house import LIMIT, collect, report, rss, supervisor, until, words
+from .house import collect, report, rss, supervisor, words
 
 ADDRESSES = pytest.mark.parametrize("address", ["unix", "tcp"])
 MIB = 1 << 20

@@ -27,8 +27,9 @@ from mlxsup.api import bodies, create_app, serving
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .house import LIMIT, Record, collect, promised, report, until, words
+from .house import Record, collect, promised, report, words
 
 pytestmark = pytest.mark.anyio
 

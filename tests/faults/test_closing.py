@@ -12,8 +12,9 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.errors import ShuttingDown, Unloaded
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .house import LIMIT, Record, alive, collect, kill, report, state_is, supervisor, until, words
+from .house import Record, alive, collect, kill, report, state_is, supervisor, words
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="a process that left the group is found in /proc")
 

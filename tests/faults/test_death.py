@@ -14,8 +14,9 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.errors import EngineUnavailable, LoadFailed, MlxsupError, RunnerDied
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .house import LIMIT, Record, alive, collect, kill, report, state_is, supervisor, until, words
+from .house import Record, alive, collect, kill, report, state_is, supervisor, words
 
 ADDRESSES = pytest.mark.parametrize("address", ["unix", "tcp"])
 NOTICED = 1.0

@@ -14,8 +14,9 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.errors import InvalidRequest, ModelNotFound, QueueFull
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import until
 
-from .house import Record, collect, report, state_is, supervisor, until, words
+from .house import Record, collect, report, state_is, supervisor, words
 
 ADDRESSES = pytest.mark.parametrize("address", ["unix", "tcp"])
 AT_ONCE = 1.0

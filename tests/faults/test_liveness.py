@@ -16,7 +16,8 @@ import pytest
 from mlxsup import MlxsupError
 from mlxsup.errors import LoadFailed, RunnerDied
 from mlxsup.testing import EventRecorder, Gate, fake_runner
-from tests.faults.house import LIMIT, Record, alive, collect, kill, report, state_is, supervisor, words
+from tests.faults.house import Record, alive, collect, kill, report, state_is, supervisor, words
+from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.anyio
 

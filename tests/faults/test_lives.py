@@ -16,8 +16,9 @@ from mlxsup import Supervisor
 from mlxsup.errors import LoadFailed, MlxsupError, ResourceExhausted, ShuttingDown
 from mlxsup.supervisor import Events
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .house import LIMIT, Record, alive, collect, report, settings, supervisor, until, words
+from .house import Record, alive, collect, report, settings, supervisor, words
 
 
 async def test_two_supervisors_in_one_program_know_nothing_of_each_other(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from mlxsup.errors import LoadFailed, LoadTimeout, Unloaded
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .house import LIMIT, Record, alive, collect, report, state_is, supervisor, until, words
+from .house import Record, alive, collect, report, state_is, supervisor, words
 
 
 @pytest.mark.parametrize("address", ["unix", "tcp"])

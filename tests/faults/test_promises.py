@@ -14,8 +14,9 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.errors import MlxsupError
 from mlxsup.testing import Arrival, Gate, fake_runner
+from tests.waiting import until
 
-from .house import Record, collect, kill, promised, report, state_is, supervisor, until, words
+from .house import Record, collect, kill, promised, report, state_is, supervisor, words
 
 AT_ONCE = 0.1
 STATES = pytest.mark.parametrize("phase", ["start", "loading", "ready", "request", "first", "1", "sigterm"])

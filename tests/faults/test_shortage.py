@@ -20,7 +20,8 @@ from mlxsup.runners import marks, procfs
 from mlxsup.runners import process as process_module
 from mlxsup.runners import runner as runner_module
 from mlxsup.testing import EventRecorder, Gate, fake_runner
-from tests.faults.house import LIMIT, Record, alive, collect, kill, report, state_is, supervisor, until, words
+from tests.faults.house import Record, alive, collect, kill, report, state_is, supervisor, words
+from tests.waiting import LIMIT, until
 
 pytestmark = pytest.mark.anyio
 

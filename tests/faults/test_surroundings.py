@@ -19,8 +19,9 @@ from mlxsup import registry
 from mlxsup.config import Settings
 from mlxsup.errors import LoadTimeout, Unloaded
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .house import LIMIT, Record, alive, collect, report, settings, state_is, supervisor, until, words
+from .house import Record, alive, collect, report, settings, state_is, supervisor, words
 
 DAY = 86400.0
 

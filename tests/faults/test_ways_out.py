@@ -17,8 +17,9 @@ import pytest
 from mlxsup import CompletionChunk, Supervisor
 from mlxsup.errors import BadAnswer, LoadFailed, MlxsupError, RunnerDied, Unloaded
 from mlxsup.testing import Arrival, Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .house import LIMIT, LoopLag, Record, alive, collect, kill, report, state_is, supervisor, until, words
+from .house import LoopLag, Record, alive, collect, kill, report, state_is, supervisor, words
 
 MIB = 1 << 20
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="a process that left the group is found in /proc")

@@ -16,8 +16,9 @@ from PIL import Image
 from mlxsup import CompletionChunk, Supervisor
 from mlxsup.errors import LoadFailed, UnsupportedParameter
 from mlxsup.imagegen.pipelines.mflux.folders import _SAVED, identify
-from tests.faults.house import report, until
+from tests.faults.house import report
 from tests.real.conftest import PATIENCE, supervisor, told
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(PATIENCE / 0.8), pytest.mark.loops("asyncio")]
 BOTH_LOOPS = pytest.mark.loops("asyncio", "uvloop")

@@ -8,8 +8,7 @@ import secrets
 import signal
 import sys
 import textwrap
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,7 @@ from mlxsup.runners.marks import MARK
 from mlxsup.runners.output import OutputRecord, Stream
 from mlxsup.runners.process import Process
 from mlxsup.testing import fake_runner
-
-LIMIT = 10.0
-"""Seconds within which anything that is not a figure of its own must have happened."""
+from tests.waiting import LIMIT
 
 ENV = {"PATH": os.environ["PATH"]}
 LINUX = sys.platform == "linux"
@@ -126,15 +123,6 @@ def marked(mark: str) -> list[int]:
         except psutil.Error:
             continue
     return found
-
-
-async def until(true: Callable[[], object], limit: float = LIMIT) -> float:
-    """Wait for what nobody tells, such as the end of a process that is not our child; return how long it took."""
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < limit, f"not within {limit:g} s"
-        await anyio.sleep(0.002)
-    return time.monotonic() - began
 
 
 def descriptors() -> set[str]:

@@ -17,8 +17,9 @@ from mlxsup.runners import procfs
 from mlxsup.runners.addresses import AddressBook
 from mlxsup.runners.listener import Owner, owner
 from mlxsup.runners.marks import MARK
+from tests.waiting import LIMIT
 
-from .children import LIMIT, LINUX, new_mark
+from .children import LINUX, new_mark
 
 LISTEN = """
 import os, signal, socket, sys

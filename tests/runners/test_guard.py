@@ -22,8 +22,9 @@ import pytest
 from mlxsup.errors import LoadFailed
 from mlxsup.runners import guard as guard_module
 from mlxsup.runners.guard import Guard
+from tests.waiting import LIMIT, until
 
-from .children import LIMIT, LINUX, alive, child, python, until
+from .children import LINUX, alive, child, python
 
 SLEEPER = python("print('up', flush=True); import signal; signal.pause()")
 

@@ -15,8 +15,9 @@ from mlxsup.errors import LoadFailed, LoadTimeout, RunnerDied
 from mlxsup.runners.output import SHOWN_HEAD, SHOWN_TAIL, shown
 from mlxsup.testing import fake_runner
 from tests.faults.house import collect, supervisor
+from tests.waiting import LIMIT
 
-from .children import LIMIT, Child, child, python
+from .children import Child, child, python
 
 WRITES = """
     import os, sys

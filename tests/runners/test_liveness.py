@@ -10,8 +10,7 @@ import pytest
 
 from mlxsup.runners import liveness
 from mlxsup.runners.liveness import MISSES, Patience, Pulse, wedged
-
-from .children import LIMIT
+from tests.waiting import LIMIT
 
 QUICK = Patience(interval=0.001, first_chunk=600, silence=60)
 

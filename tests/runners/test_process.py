@@ -17,8 +17,9 @@ import pytest
 
 from mlxsup.runners import process as process_module
 from mlxsup.runners.marks import MARK
+from tests.waiting import LIMIT
 
-from .children import ENV, LIMIT, LINUX, alive, child, python, scripted
+from .children import ENV, LINUX, alive, child, python, scripted
 
 WIDE = 5.0
 """Seconds that pass for "at once" on a busy machine, and are well below any time-out that could hide a fault."""

@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from mlxsup.runners import footprint, procfs
+from tests.waiting import LIMIT
 
-from .children import LIMIT, LINUX
+from .children import LINUX
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="Linux's /proc")
 

@@ -30,8 +30,9 @@ from mlxsup.runners.readiness import (
     pause,
     race,
 )
+from tests.waiting import LIMIT
 
-from .children import LIMIT, child, model, python
+from .children import child, model, python
 from .wire_server import Exchange, saying, serving
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"

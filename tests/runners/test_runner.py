@@ -32,8 +32,9 @@ from mlxsup.runners.runner import (
     RunnerReady,
 )
 from mlxsup.testing import Gate, fake_runner
+from tests.waiting import LIMIT, until
 
-from .children import LIMIT, LINUX, alive, descriptors, model, until
+from .children import LINUX, alive, descriptors, model
 from .wire_server import read_all
 
 STRANGER = """

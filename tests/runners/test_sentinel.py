@@ -16,8 +16,9 @@ import pytest
 
 from mlxsup.runners import procfs
 from mlxsup.runners.marks import MARK
+from tests.waiting import LIMIT
 
-from .children import LIMIT, LINUX, alive, new_mark
+from .children import LINUX, alive, new_mark
 
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import signal; print('up', flush=True); signal.pause()"]
 DEAF = "import os, signal; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]; os.write(1, b'up'); signal.pause()"

@@ -19,8 +19,9 @@ from mlxsup.errors import EngineUnavailable, LoadFailed, ResourceExhausted
 from mlxsup.runners.output import OutputRecord
 from mlxsup.runners.process import Process
 from mlxsup.runners.spawning import spawn_error
+from tests.waiting import until
 
-from .children import ENV, LINUX, Child, descriptors, marked, new_mark, python, spawn, until
+from .children import ENV, LINUX, Child, descriptors, marked, new_mark, python, spawn
 
 NEVER_MIND = OutputRecord(lambda stream, line, *, is_error: None)
 

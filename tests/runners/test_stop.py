@@ -13,8 +13,9 @@ import pytest
 
 from mlxsup.runners import marks
 from mlxsup.runners import process as process_module
+from tests.waiting import LIMIT, until
 
-from .children import LIMIT, LINUX, alive, child, new_mark, python, scripted, until
+from .children import LINUX, alive, child, new_mark, python, scripted
 
 LONG = 300.0
 """A grace that nobody waits for."""
