@@ -70,10 +70,18 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Study(msgspec.Struct, frozen=True):
-    """What a look into the depth has found: who belongs to each tree, and the parts of those that were weighed."""
+    """What a look into the depth has found.
+
+    Attributes:
+        members: who belongs to each tree.
+        parts: of each tree that was weighed, process by process.
+        unsettled: those of the weighed that had a process on its way out: the kernel shows none of its pages any more, and
+            counts it among those who share them until it has taken them all from it, some milliseconds for each GiB.
+    """
 
     members: Mapping[int, Sequence[int]]
     parts: Mapping[int, Mapping[int, Part]]
+    unsettled: Collection[int] = ()
 
 
 class Observer:
@@ -150,6 +158,7 @@ class Observer:
             tree.busy_slot, tree.idle_slot = now // self.WALK_BUSY, now // self.WALK_IDLE
             if pid in found.parts:
                 tree.set_parts(found.parts[pid])
+                tree.doubtful = pid in found.unsettled
                 tree.weighed = now
 
     def look(self, pids: Iterable[int]) -> list[Sight]:
@@ -209,7 +218,6 @@ class _Tree:
         """Take a weighing."""
         self.parts, self._last = parts, []
         self.weightless = not parts
-        self.doubtful = False
         self.weighed_resident = sum(part.resident for part in parts.values())
         self.shared = self.weighed_resident - sum(part.proportional for part in parts.values())
 
@@ -236,7 +244,10 @@ def study(walked: Iterable[int], weighed: Iterable[int]) -> Study:
     weighing = set(weighed)
     members = {pid: list(_tree(pid)) for pid in {*walked, *weighing}}
     parts = {pid: {member: part for member in members[pid] if (part := _part(member))} for pid in weighing}
-    return Study(members, parts)
+    unsettled = {
+        pid for pid, known in parts.items() if any(_is_ending(member) for member in members[pid] if member not in known)
+    }
+    return Study(members, parts, unsettled)
 
 
 def measure(pid: int) -> int:
@@ -255,6 +266,14 @@ def _part(pid: int) -> Part | None:
     """Weigh one process; None where the system does not tell."""
     resident, proportional = _glance(pid)[0], procfs.proportional(pid)
     return Part(proportional, resident) if resident and proportional is not None else None
+
+
+def _is_ending(pid: int) -> bool:
+    """Tell whether a process still exists that has no memory to be seen."""
+    try:
+        return procfs.AVAILABLE and procfs.is_running(pid) and not procfs.glance(pid)[0]
+    except OSError:  # a shortage of ours: weigh again
+        return True
 
 
 def _tree(pid: int) -> Iterator[int]:

@@ -197,10 +197,27 @@ def test_forked_workers_count_once(start: Start, watcher: Watcher) -> None:
     family = watcher.look(program, thorough=True)[0]
     assert family.used == family.needed == near(alone.used)
     os.kill(child, signal.SIGKILL)
-    while procfs.glance(child)[0]:
+    while procfs.is_running(child):  # its pages stay shared for a while when they are no longer shown
         pass
     left = watcher.look(program, thorough=True, after=3.0)[0]
     assert left.used == near(alone.used)
+
+
+def test_who_is_on_its_way_out_is_weighed_with_again(
+    start: Start, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = start()
+    program.grow()
+    child = program.fork()
+    seen = procfs.glance
+    with monkeypatch.context() as patch:  # the kernel's moment between showing no pages and having let go of them
+        patch.setattr(procfs, "glance", lambda pid: (0, False) if pid == child else seen(pid))
+        watcher.look(program, thorough=True)
+        assert watcher.weighed == [program.pid]
+        assert watcher.observer.doubtful
+    watcher.look(program, after=3.0)  # nobody asks
+    assert watcher.weighed == [program.pid]
+    assert not watcher.observer.doubtful
 
 
 def test_what_outgrew_its_reservation_is_weighed_before_that_is_said(start: Start, weights: str) -> None:
