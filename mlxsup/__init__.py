@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 from mlxsup._version import __version__
 
 if TYPE_CHECKING:
+    from mlxsup.completion import Completion
     from mlxsup.config import Settings
     from mlxsup.errors import MlxsupError
     from mlxsup.leases import Lease
     from mlxsup.protocol import CompletionChunk, CompletionRequest, Options
     from mlxsup.report import Event, RunnerReport, Status
-    from mlxsup.supervisor import Completion, Supervisor
+    from mlxsup.supervisor import Supervisor
 
 _HOMES = {
-    "Completion": "mlxsup.supervisor",
+    "Completion": "mlxsup.completion",
     "CompletionChunk": "mlxsup.protocol",
     "CompletionRequest": "mlxsup.protocol",
     "Event": "mlxsup.report",

@@ -6,32 +6,28 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
-import msgspec
 
 from mlxsup import config, terms
 from mlxsup._version import __version__
-from mlxsup.config import ModelSettings, Settings
+from mlxsup.completion import Completion, as_request
+from mlxsup.config import Settings
 from mlxsup.engines import ENGINES, KEYS
-from mlxsup.errors import InvalidRequest
-from mlxsup.protocol import CompletionChunk, CompletionRequest
+from mlxsup.protocol import CompletionRequest
 from mlxsup.report import Event, RunnerReport, Status
-from mlxsup.terms import Span, Stage
+from mlxsup.terms import Span
+from mlxsup.turns import Turn
 
 if TYPE_CHECKING:
     from mlxsup.engines.base import Ability
     from mlxsup.leases import Lease
     from mlxsup.registry import Registry
-    from mlxsup.runners.passage import Passage
-    from mlxsup.runners.relay import Answer
-
-T = TypeVar("T")
 
 EVENT_BACKLOG = 10_000
 """Transitions kept for a subscriber that does not read; older ones are dropped."""
@@ -115,35 +111,35 @@ class Supervisor:
             ModelNotFound: no such model or alias.
             InvalidRequest: fields of the wrong name or type, both a request and fields, or no span of time.
         """
-        settings = self.settings.resolve(model)
-        bounded, kept = terms.deadline(deadline), terms.keep_alive(keep_alive)
-        return Completion(self._registry(), settings, _request(request, fields), bounded, kept)
+        return Completion(self._turn(model, deadline, keep_alive), as_request(request, fields))
 
     @asynccontextmanager
-    async def lease(self, model: str, *, keep_alive: Span = None) -> AsyncIterator[Lease]:
+    async def lease(self, model: str, *, deadline: Span = None, keep_alive: Span = None) -> AsyncIterator[Lease]:
         """Hold a model ready for requests of your own to `lease.base_url`; it is not unloaded meanwhile.
 
-        `keep_alive` is as for `completion`.
+        `deadline` bounds the wait for it, from now; `keep_alive` is as for `completion`.
 
         Raises:
             MlxsupError: as `completion` does before its first chunk.
         """
-        kept = terms.keep_alive(keep_alive)
-        lease = await self._registry().acquire(self.settings.resolve(model).name, keep_alive=kept)
+        lease = await self._turn(model, deadline, keep_alive).lease()
         try:
             yield lease
         finally:
             lease.release()
 
-    async def load(self, model: str, *, keep_alive: Span = None) -> None:
-        """Load a model and return when it is ready; the load goes on if this is cancelled. `keep_alive` is as for `completion`.
+    async def load(self, model: str, *, deadline: Span = None, keep_alive: Span = None) -> None:
+        """Load a model and return when it is ready.
+
+        The load goes on if this is cancelled or ends by `deadline` or the model's `queue_timeout`, which bound the wait alone;
+        `keep_alive` is as for `completion`.
 
         Raises:
-            ModelNotFound, LoadFailed, LoadTimeout, EngineUnavailable, Unloaded, ShuttingDown: why it is not.
-            InvalidRequest: `keep_alive` is no span of time.
+            ModelNotFound, LoadFailed, LoadTimeout, EngineUnavailable, Unloaded, ShuttingDown, QueueFull: why it is not.
+            DeadlineExceeded: it was not ready in time.
+            InvalidRequest: `deadline` or `keep_alive` is no span of time.
         """
-        kept = terms.keep_alive(keep_alive)
-        await self._registry().load(self.settings.resolve(model).name, keep_alive=kept)
+        await self._turn(model, deadline, keep_alive).load()
 
     async def unload(self, model: str, *, force: bool = False) -> None:
         """Put a model out and return when its process and its group are gone.
@@ -232,157 +228,9 @@ class Supervisor:
     def _registry(self) -> Registry:
         return self._entered().registry
 
-
-class Completion:
-    """One piece of work: an async iterator of CompletionChunk, and an async context manager that ends the work.
-
-    Leaving the context, cancelling the caller, or dropping the object stops the work in the runner and frees its place.
-    `request` is the work as the runner gets it, seed included.
-    """
-
-    def __init__(
-        self,
-        registry: Registry,
-        model: ModelSettings,
-        request: CompletionRequest,
-        deadline: float | None,
-        keep_alive: float | None,
-    ) -> None:
-        self._answer: Answer | None = None
-        self._passage: Passage | None = None
-        self._lease: Lease | None = None
-        self._ended = False
-        self.model = model.name
-        request.check()
-        self.request = request.with_seed()
-        self._queue_timeout = model.queue_timeout
-        self._deadline = deadline
-        self._ends_at = None if deadline is None else time.monotonic() + deadline
-        self._keep_alive = keep_alive
-        self._registry = registry
-
-    async def start(self) -> Self:
-        """Wait until a runner has accepted the work; iterating does this by itself.
-
-        Raises:
-            MlxsupError: why there will be no answer, with the HTTP status that belongs to it.
-        """
-        if self._answer is None and not self._ended:
-            try:
-                self._lease = await self._in_time(self._take_turn())
-                self._answer = await self._in_time(self._lease.runner.completion(self.request))
-            except BaseException:
-                self._end()
-                raise
-        return self
-
-    async def __aenter__(self) -> Self:
-        """Return itself; the work starts with the first chunk asked for."""
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the work."""
-        await self.aclose()
-
-    def __aiter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    async def __anext__(self) -> CompletionChunk:
-        """Return the next chunk as soon as it is there; the last one has `done`.
-
-        Raises:
-            MlxsupError: why the answer is not whole; never a clean end without `done`.
-        """
-        await self.start()
-        if self._ended or self._answer is None:
-            raise StopAsyncIteration
-        try:
-            chunk = await self._in_time(self._answer.next_chunk())
-        except BaseException:
-            self._end()
-            raise
-        if chunk.done:
-            self._end()
-            if chunk.seed is None:
-                return msgspec.structs.replace(chunk, seed=self.request.seed)
-        return chunk
-
-    async def next_bytes(self) -> bytes:
-        """Return the next bytes of the answer as the runner wrote it, b"" after the line with `done`.
-
-        For passing an answer on: nothing is held but short lines. Use it instead of iterating, not beside it.
-
-        Raises:
-            MlxsupError: as for a chunk; in the middle of a long line, that line is left unfinished.
-        """
-        found: list[bytes] = []
-        await self.pass_on(found.append)
-        return found[0] if found else b""
-
-    async def pass_on(self, take: Callable[[bytes], bool | None]) -> bool:
-        """Hand to `take` what `next_bytes` would return, until it returns False or nothing: it wants no more for now.
-
-        `take` is called when the bytes arrive, not when a task has its turn; it must be quick. Returns whether more may come.
-
-        Raises:
-            MlxsupError: as `next_bytes`.
-        """
-        if self._answer is None:
-            await self.start()
-        if self._ended or self._lease is None or self._answer is None:
-            return False
-        if self._passage is None:
-            self._passage = self._lease.runner.passage(self._answer, self.request)
-        try:
-            more = await self._in_time(self._passage.pass_on(take))
-        except BaseException:
-            self._end()
-            raise
-        if not more:
-            self._end()
-        return more
-
-    async def aclose(self) -> None:
-        """End the work: the runner sees its caller leave, the place is free. Twice is once."""
-        self._end()
-
-    def __del__(self) -> None:
-        """A dropped iterator, as after `break`, ends its work too."""
-        self._end()
-
-    async def _take_turn(self) -> Lease:
-        try:
-            async with asyncio.timeout(self._queue_timeout):
-                return await self._registry.acquire(self.model, keep_alive=self._keep_alive)
-        except TimeoutError:
-            raise terms.waited_too_long(self.model, self._stage(), self._queue_timeout) from None
-
-    async def _in_time(self, work: Awaitable[T]) -> T:
-        """Await `work` within the request's own deadline."""
-        if self._ends_at is None or self._deadline is None:
-            return await work
-        try:
-            async with asyncio.timeout(self._ends_at - time.monotonic()):
-                return await work
-        except TimeoutError:
-            raise terms.out_of_time(self.model, self._stage(), self._deadline) from None
-
-    def _stage(self) -> Stage:
-        """Return what the work waits for."""
-        if self._lease is not None:
-            return "answer" if self._answer is not None and self._answer.started else "first_chunk"
-        known = self.model in self._registry.models  # it may have left the configuration in this very moment
-        return "loading" if known and self._registry.report(self.model).state == "starting" else "queue"
-
-    def _end(self) -> None:
-        self._ended = True
-        if self._answer is not None:
-            self._answer.close()
-        if self._lease is not None:
-            self._lease.release()
+    def _turn(self, model: str, deadline: Span, keep_alive: Span) -> Turn:
+        settings = self.settings.resolve(model)
+        return Turn(self._registry(), settings, terms.deadline(deadline), terms.keep_alive(keep_alive))
 
 
 class Events:
@@ -462,20 +310,3 @@ class _Running:
         while not self._task.done():
             with suppress(asyncio.CancelledError):  # cancelled again: there is nothing more to hurry
                 await self.close(force=True)
-
-
-def _request(request: CompletionRequest | None, fields: dict[str, Any]) -> CompletionRequest:
-    if request is not None:
-        if fields:
-            raise InvalidRequest(f"give a CompletionRequest or its fields, not both: {', '.join(fields)}")
-        return request
-    images = fields.get("images", [])
-    if not isinstance(images, list | tuple) or not all(
-        isinstance(each, bytes | bytearray | memoryview) for each in images
-    ):
-        raise InvalidRequest("images must be a list of picture files, each as bytes", details={"param": "images"})
-    try:
-        made = msgspec.convert({**fields, "images": []}, CompletionRequest)
-    except (msgspec.ValidationError, TypeError) as error:
-        raise InvalidRequest(f"bad request: {error}") from error
-    return msgspec.structs.replace(made, images=[bytes(image) for image in images])

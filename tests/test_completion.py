@@ -15,7 +15,7 @@ import pytest
 from mlxsup import CompletionRequest, MlxsupError, Options, Supervisor
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
-from mlxsup.errors import DeadlineExceeded, InvalidRequest, LoadTimeout, ModelNotFound, Stalled
+from mlxsup.errors import InvalidRequest, ModelNotFound
 from mlxsup.testing import Gate, fake_runner
 from tests.waiting import LIMIT, until
 
@@ -248,21 +248,21 @@ class TestKeepAlive:
                 assert stays(sup, model) == pytest.approx(1800, abs=1)
 
     @pytest.mark.parametrize(("told", "seconds"), [(90, 90), ("90", 90), ("5m", 300), (-1, None), ("-1s", None)])
-    @pytest.mark.parametrize("way", ["completion", "lease", "load"])
+    @pytest.mark.parametrize("way", house.WAYS)
     async def test_each_way_of_asking_takes_seconds_or_text(
         self, way: str, told: float | str, seconds: float | None
     ) -> None:
         async with supervisor() as sup:
             for _ in range(2):  # one that loads it, one that finds it loaded
-                await self.ask(sup, way, told)
+                await house.use(sup, way, keep_alive=told)
                 assert stays(sup) == (seconds if seconds is None else pytest.approx(seconds, abs=1))
 
-    @pytest.mark.parametrize("way", ["completion", "lease", "load"])
+    @pytest.mark.parametrize("way", house.WAYS)
     async def test_0_is_at_once(self, way: str) -> None:
         async with supervisor() as sup:
-            await self.ask(sup, way, 0)
+            await house.use(sup, way, keep_alive=0)
             await until(lambda: report(sup).state == "stopped")
-            await self.ask(sup, way, "0s")
+            await house.use(sup, way, keep_alive="0s")
             await until(lambda: report(sup).state == "stopped")
             assert report(sup).exits == 2
 
@@ -317,133 +317,12 @@ class TestKeepAlive:
     @pytest.mark.parametrize("told", ["soon", "5 parsecs", float("nan"), True, [1]])
     async def test_what_is_none_is_refused_by_its_name(self, told: Any) -> None:
         async with supervisor() as sup:
-            for way in ("completion", "lease", "load"):
+            for way in house.WAYS:
                 with pytest.raises(InvalidRequest, match=r"^keep_alive: .*duration") as caught:
-                    await self.ask(sup, way, told)
+                    await house.use(sup, way, keep_alive=told)
                 assert caught.value.details["param"] == "keep_alive"
             gc.collect()
             assert report(sup).state == "stopped"
-
-    async def ask(self, sup: Supervisor, way: str, keep_alive: Any) -> None:
-        if way == "completion":
-            await words(sup, keep_alive=keep_alive)
-        elif way == "load":
-            await sup.load("m", keep_alive=keep_alive)
-        else:
-            async with sup.lease("m", keep_alive=keep_alive):
-                pass
-
-
-class TestDeadlines:
-    """Each phase of a request has its limit; the error says which one it was, and the place is free afterwards."""
-
-    async def test_queue(self) -> None:
-        async with supervisor(queue_timeout="200ms") as sup:
-            async with sup.lease("m"):
-                with pytest.raises(
-                    DeadlineExceeded, match=r"^m had no free place within its queue_timeout of 0\.2 s$"
-                ) as caught:
-                    await words(sup)
-                assert caught.value.details == {"model": "m", "stage": "queue", "limit": 0.2}
-                assert (report(sup).queue, report(sup).leases) == (0, 1)
-            await self.is_free(sup)
-
-    async def test_queue_while_it_is_loaded(self) -> None:
-        async with Gate() as gate, supervisor(f"gate@loading={gate.path}", queue_timeout="3s") as sup:
-            waiting = asyncio.create_task(words(sup, deadline="10m"))
-            arrival = await gate.arrival()
-            with pytest.raises(DeadlineExceeded, match=r"^m was not loaded within its queue_timeout of 3 s$") as caught:
-                await waiting
-            assert caught.value.details["stage"] == "loading"
-            assert report(sup).queue == 0
-            arrival.go()
-            await self.is_free(sup)
-
-    async def test_load(self, tmp_path: Path) -> None:
-        async with supervisor(f"once={tmp_path / 'once'}; hang@loading", load_timeout="500ms") as sup:
-            with pytest.raises(LoadTimeout, match=r"^m made no progress for 0\.5 s") as caught:
-                await words(sup)
-            assert caught.value.details["stage"] == "loading"
-            await self.is_free(sup)
-
-    async def test_first_chunk(self) -> None:
-        async with supervisor("hang@request#1", first_chunk_timeout="300ms") as sup:
-            with pytest.raises(Stalled, match=r"0\.3 s$") as caught:
-                await words(sup)
-            assert (caught.value.details["stage"], caught.value.details["limit"]) == ("first_chunk", 0.3)
-            await self.is_free(sup)
-
-    async def test_silence(self) -> None:
-        async with supervisor("hang@1#1", silence_timeout="300ms") as sup:
-            with pytest.raises(Stalled, match=r"sent nothing more for 0\.3 s$") as caught:
-                await words(sup)
-            assert (caught.value.details["stage"], caught.value.details["limit"]) == ("silence", 0.3)
-            await self.is_free(sup)
-
-    async def test_total_in_the_queue(self) -> None:
-        async with supervisor() as sup:
-            async with sup.lease("m"):
-                with pytest.raises(
-                    DeadlineExceeded, match=r"of 0\.2 s has passed while it waited for its turn$"
-                ) as caught:
-                    await words(sup, deadline=0.2)
-                assert caught.value.details == {"model": "m", "stage": "queue", "limit": 0.2}
-                assert (report(sup).queue, report(sup).leases) == (0, 1)
-            await self.is_free(sup)
-
-    async def test_total_while_it_is_loaded(self) -> None:
-        async with Gate() as gate, supervisor(f"gate@loading={gate.path}") as sup:
-            loading = asyncio.create_task(sup.load("m"))
-            arrival = await gate.arrival()
-            with pytest.raises(DeadlineExceeded, match=r"while its model was being loaded$") as caught:
-                await words(sup, deadline="200ms")
-            assert caught.value.details["stage"] == "loading"
-            assert report(sup).queue == 1
-            arrival.go()
-            await loading
-            await self.is_free(sup)
-
-    async def test_total_before_the_first_chunk(self) -> None:
-        async with Gate() as gate, supervisor(f"gate@request#1={gate.path}") as sup:
-            await sup.load("m")
-            completion = sup.completion("m", prompt="p", deadline="1s")
-            with pytest.raises(DeadlineExceeded, match=r"before the first piece of its answer$") as caught:
-                await anext(completion)
-            assert caught.value.details["stage"] == "first_chunk"
-            with anyio.fail_after(LIMIT):
-                await (await gate.arrival()).left()
-            await self.is_free(sup)
-
-    @pytest.mark.parametrize("way", ["chunks", "bytes"])
-    async def test_total_in_the_middle_of_an_answer(self, way: str) -> None:
-        async with Gate() as gate, supervisor(f"gate@1#1={gate.path}") as sup:
-            await sup.load("m")
-            completion = sup.completion("m", prompt="p", deadline="2s")
-            step = completion.next_bytes if way == "bytes" else completion.__anext__
-            assert await step()
-            with pytest.raises(DeadlineExceeded, match=r"of 2 s has passed in the middle of its answer$") as caught:
-                await step()
-            assert caught.value.details["stage"] == "answer"
-            with anyio.fail_after(LIMIT):
-                await (await gate.arrival()).left()
-            await self.is_free(sup)
-
-    async def test_one_that_is_kept_changes_nothing(self) -> None:
-        async with supervisor() as sup:
-            assert await words(sup, deadline="1h") == "t1 t2 t3 "
-
-    @pytest.mark.parametrize("told", [0, -1, "0s", "soon", float("nan"), True])
-    async def test_what_is_none_is_refused_by_its_name(self, told: Any) -> None:
-        async with supervisor() as sup:
-            with pytest.raises(InvalidRequest, match=r"^deadline: ") as caught:
-                sup.completion("m", prompt="p", deadline=told)
-            assert caught.value.details["param"] == "deadline"
-
-    async def is_free(self, sup: Supervisor) -> None:
-        """Nobody has a place or waits for one any more, and the next request is answered."""
-        assert (report(sup).leases, report(sup).queue) == (0, 0)
-        with anyio.fail_after(LIMIT):
-            assert await words(sup) == "t1 t2 t3 "
 
 
 class TestStatus:

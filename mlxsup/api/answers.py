@@ -16,8 +16,8 @@ import orjson
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
+from mlxsup.completion import Completion
 from mlxsup.errors import DoesNotFit, LoadFailed, MlxsupError
-from mlxsup.supervisor import Completion
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Routes = Iterable[tuple[str, str, Handler]]

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
+from mlxsup.api import headers
 from mlxsup.api.answers import Routes, json_response
 from mlxsup.api.bodies import read_body
 from mlxsup.report import RunnerReport, State
@@ -105,7 +106,7 @@ class _Management:
 
     async def load(self, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, LoadBody, self._settings)
-        await self._sup.load(body.model, keep_alive=body.keep_alive)
+        await self._sup.load(body.model, deadline=headers.deadline(request), keep_alive=body.keep_alive)
         return json_response(request, {"success": True})
 
     async def unload(self, request: web.Request) -> web.StreamResponse:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from mlxsup import terms
 from mlxsup._version import __version__
+from mlxsup.api import headers
 from mlxsup.api.answers import Handler, Routes, json_response, stream_ndjson
 from mlxsup.api.bodies import read_body
 from mlxsup.engines.base import Ability
@@ -27,9 +27,6 @@ def routes(sup: Supervisor) -> Routes:
         *(("POST", f"/{ability}", native.refuse(ability)) for ability in _UNSUPPORTED),
     )
 
-
-DEADLINE = "mlxsup-deadline"
-"""The header of a request that bounds it, from when it was read: seconds, or text such as `30s`."""
 
 _UNSUPPORTED: tuple[Ability, ...] = ("embedding", "tokenize", "detokenize")
 """What clients of such servers ask for and no engine of ours can do yet: an honest 501."""
@@ -66,7 +63,7 @@ class _Native:
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, CompletionBody, self._sup.settings.server)
-        bounded = terms.deadline(request.headers.get(DEADLINE), DEADLINE)
+        bounded = headers.deadline(request)
         async with self._sup.completion(
             body.model, body.request(), deadline=bounded, keep_alive=body.keep_alive
         ) as work:

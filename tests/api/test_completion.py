@@ -206,9 +206,10 @@ async def test_a_deadline_that_passes_while_the_answer_comes_is_its_last_line() 
 
 
 @pytest.mark.parametrize("told", ["soon", "", "0", "-1", "inf", "nan", "5 parsecs"])
-async def test_a_deadline_that_is_none_is_refused_by_its_name(told: str) -> None:
+@pytest.mark.parametrize(("path", "fields"), [("/completion", {"prompt": "p"}), ("/models/load", {})])
+async def test_a_deadline_that_is_none_is_refused_by_its_name(told: str, path: str, fields: dict[str, str]) -> None:
     async with serving({"m": fake_runner()}) as api:
-        status, answer = await api.post("/completion", {"model": "m", "prompt": "p"}, **{"Mlxsup-Deadline": told})
+        status, answer = await api.post(path, {"model": "m", **fields}, **{"Mlxsup-Deadline": told})
         assert (status, answer["error"]["param"]) == (400, "mlxsup-deadline")
         assert answer["error"]["message"].startswith("mlxsup-deadline: ")
         assert api.sup.report("m").state == "stopped"

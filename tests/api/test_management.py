@@ -73,6 +73,14 @@ async def test_a_failed_model_is_listed_with_its_exit_code() -> None:
         assert (found["value"], found["failed"], found["exit_code"]) == ("unloaded", True, 7)
 
 
+async def test_a_load_that_is_not_there_in_time_goes_on_without_who_asked() -> None:
+    async with Gate() as gate, serving({"m": fake_runner(f"gate@loading={gate.path}")}) as api:
+        status, answer = await api.post("/models/load", {"model": "m"}, **{"Mlxsup-Deadline": "500ms"})
+        assert (status, answer["error"]["code"], answer["error"]["details"]["limit"]) == (504, "deadline", 0.5)
+        (await gate.arrival()).go()
+        await until(lambda: api.sup.report("m").state == "ready")
+
+
 async def test_what_would_happen_and_what_devices_have() -> None:
     async with serving({"m": fake_runner(aliases=["other"])}) as api:
         _, answer = await api.get("/explain?model=other")

@@ -52,6 +52,21 @@ async def collect(sup: Supervisor, model: str = "m", **fields: Any) -> list[Comp
         return [chunk async for chunk in chunks]
 
 
+WAYS = ("completion", "lease", "load")
+"""How a program asks for a model."""
+
+
+async def use(sup: Supervisor, way: str, model: str = "m", **terms: Any) -> None:
+    """Ask for a model in one of these ways, and have done with it."""
+    if way == "completion":
+        await collect(sup, model, **terms)
+    elif way == "load":
+        await sup.load(model, **terms)
+    else:
+        async with sup.lease(model, **terms):
+            pass
+
+
 def words(chunks: list[CompletionChunk]) -> str:
     return "".join(chunk.content for chunk in chunks)
 

@@ -24,7 +24,13 @@ from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
 RACES = (
-    *("tests/faults", "tests/runners", "tests/test_supervisor.py", "tests/test_completion.py"),
+    *(
+        "tests/faults",
+        "tests/runners",
+        "tests/test_supervisor.py",
+        "tests/test_completion.py",
+        "tests/test_deadlines.py",
+    ),
     *("tests/test_eviction.py", "tests/test_asked_again.py", "tests/test_returning.py", "tests/test_making_room.py"),
 )
 """Where processes and sockets meet. The scheduler alone has neither: it does the same each time."""
