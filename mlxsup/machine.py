@@ -18,8 +18,8 @@ from mlxsup.config import ModelSettings, Settings
 from mlxsup.engines import ENGINES
 from mlxsup.errors import ConfigError
 from mlxsup.host import gpu_nvidia
+from mlxsup.learnt import Learnt, Lesson
 from mlxsup.protocol import RunnerMemory
-from mlxsup.records import Learnt, Lesson
 from mlxsup.runners import footprint, procfs
 from mlxsup.runners.footprint import Observer, Sight, Watched
 from mlxsup.scheduling import events as ev

@@ -1,5 +1,4 @@
-"""What outlives the process: which runners a supervisor started, so that the next one can end what a crash left behind; and
-what was learnt of models, their memory and the time of their loads.
+"""What outlives the process: which runners a supervisor started, so that the next one can end what a crash left behind.
 
 Each supervisor has a folder of its own in the state directory, with a lock that it holds while it lives and a record that is
 replaced atomically. A record that cannot be written or read costs a warning, never a start: the sentinel and the marks are
@@ -16,7 +15,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,13 +23,11 @@ import msgspec
 
 from mlxsup.runners import marks, procfs
 from mlxsup.runners.guard import FOLDER_PREFIX
+from mlxsup.statefiles import replace_file
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
-LEARNT_FILE = "learnt.json"
-MOST_LESSONS = 1000
-"""Models of which something is kept; the ones loaded last."""
 SWEEP_LIMIT = 2.0
 """Seconds that a start spends on what an earlier life left."""
 LOCKLESS_AGE = 300.0
@@ -54,121 +51,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     boot: str = ""
     folder: str = ""
     groups: list[Group] = []
-
-
-class Lesson(msgspec.Struct, frozen=True, kw_only=True):
-    """What was learnt of one model and its files: the most bytes it used, seconds of its loads, when (Unix time)."""
-
-    memory: int = 0
-    seconds: float = 0.0
-    at: float = 0.0
-
-
-class _Versioned(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file of any version has."""
-
-    version: int = VERSION
-
-
-class Lessons(msgspec.Struct, frozen=True, kw_only=True):
-    """The file of what was learnt."""
-
-    version: int = VERSION
-    models: dict[str, Lesson] = {}
-
-
-class Learnt:
-    """What was learnt of models, in one file that supervisors share.
-
-    `get` and `keep` wait for no disk; the other methods block: call them off the loop.
-    A file that cannot be read costs a warning and is replaced by the next one that is written; one of another version, as an
-    earlier or later mlxsup leaves it, is set aside before that.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / LEARNT_FILE
-        self._foreign: int | None = None
-        """The version of the file, where it is not ours."""
-        self._lessons: dict[str, Lesson] = {}
-        self._unwritten = False
-        self._failed = False
-        self._changing = threading.Lock()
-        self._writing = threading.Lock()
-
-    def open(self) -> None:
-        """Read what earlier lives have learnt."""
-        self._lessons = self._read()
-        if self._foreign is not None:
-            log.warning(
-                "%s is of version %d, and only %d is known here: it is not used, and kept as %s once something is learnt",
-                *(self.path, self._foreign, VERSION, self._aside()),
-            )
-
-    def get(self, key: str) -> Lesson | None:
-        """Return what is known under a key."""
-        return self._lessons.get(key)
-
-    def keep(self, key: str, lesson: Lesson) -> None:
-        """Keep a lesson, what is 0 in it as it was, from this moment on; `write` makes it last."""
-        with self._changing:
-            old = self._lessons.get(key, Lesson())
-            self._lessons[key] = Lesson(
-                memory=max(lesson.memory, old.memory), seconds=lesson.seconds or old.seconds, at=lesson.at
-            )
-            self._unwritten = True
-
-    def write(self) -> None:
-        """Write down what was kept since the last time, if anything, beside others' lessons."""
-        with self._writing:
-            if self._unwritten:
-                self._write()
-
-    def _write(self) -> None:
-        found = self._read()
-        with self._changing:
-            self._lessons = found | self._lessons
-            self._unwritten = False
-            latest = sorted(self._lessons.items(), key=lambda item: item[1].at)[-MOST_LESSONS:]
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if self._foreign is not None:
-                self.path.replace(self._aside())
-                log.warning("%s is of version %d: it is kept as %s", self.path, self._foreign, self._aside())
-            _replace(self.path, msgspec.json.encode(Lessons(models=dict(latest))))
-        except OSError as error:
-            self._unwritten = True
-            if not self._failed:
-                log.warning("what was learnt of models is not kept, for now: %s", error)
-            self._failed = True
-        else:
-            self._failed = False
-
-    def _read(self) -> dict[str, Lesson]:
-        self._foreign = None
-        try:
-            content = self.path.read_bytes()
-            version = msgspec.json.decode(content, type=_Versioned).version
-            if version != VERSION:
-                self._foreign = version
-                return {}
-            return msgspec.json.decode(content, type=Lessons).models
-        except FileNotFoundError:
-            return {}
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("%s cannot be read (%s); what is in it is learnt anew", self.path, error)
-            return {}
-
-    def _aside(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.version-{self._foreign}")
-
-
-def state_directory(environ: Mapping[str, str] | None = None) -> Path:
-    """Return where state is kept: systemd's $STATE_DIRECTORY, else $XDG_STATE_HOME/mlxsup, else ~/.local/state/mlxsup."""
-    found = os.environ if environ is None else environ
-    if given := found.get("STATE_DIRECTORY"):
-        return Path(given.partition(":")[0])
-    base = found.get("XDG_STATE_HOME")
-    return Path(base) / "mlxsup" if base else Path(found.get("HOME", "/tmp")) / ".local/state/mlxsup"  # noqa: S108
 
 
 class Records:
@@ -195,7 +77,7 @@ class Records:
                 if self._lock is None:
                     self._lock = self._take_home()
                 record = msgspec.structs.replace(self._record, groups=groups)
-                _replace(self._home / "record.json", msgspec.json.encode(record))
+                replace_file(self._home / "record.json", msgspec.json.encode(record))
             except OSError as error:
                 self._note_failure(error)
                 return False
@@ -233,18 +115,6 @@ class Records:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file wholly or not at all; what was begun in vain is removed, as a full disk needs it."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        fresh.write_bytes(content)
-        fresh.replace(path)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
 
 
 def sweep(directory: Path) -> list[int]:

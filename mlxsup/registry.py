@@ -21,10 +21,11 @@ from mlxsup import reporting
 from mlxsup.config import ModelSettings, Settings
 from mlxsup.engines import ENGINES
 from mlxsup.errors import LoadTimeout, MlxsupError, ShuttingDown
+from mlxsup.learnt import Learnt, Lesson
 from mlxsup.leases import Lease
 from mlxsup.machine import Machine, Weighed, environment
 from mlxsup.policies import limits, policies
-from mlxsup.records import Group, Learnt, Lesson, Records, state_directory, sweep
+from mlxsup.records import Group, Records, sweep
 from mlxsup.report import DeviceReport, Event, RunnerReport
 from mlxsup.runners.addresses import AddressBook
 from mlxsup.runners.guard import Guard
@@ -33,6 +34,7 @@ from mlxsup.runners.runner import Notice, Runner, RunnerFailing, RunnerGone, Run
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling.scheduler import Scheduler
+from mlxsup.statefiles import state_directory
 from mlxsup.weighing import Scales
 
 log = logging.getLogger(__name__)

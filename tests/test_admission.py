@@ -14,7 +14,7 @@ from mlxsup import Supervisor, host
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
 from mlxsup.errors import DoesNotFit, InvalidRequest, LoadFailed
-from mlxsup.records import Lesson
+from mlxsup.learnt import Lesson
 from mlxsup.scheduling.scheduler import Limits
 from mlxsup.testing import fake_runner
 from tests import waiting

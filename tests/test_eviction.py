@@ -12,7 +12,8 @@ import pytest
 
 from mlxsup import Supervisor
 from mlxsup.errors import Backoff, ConfigError, Conflict, DoesNotFit, LoadFailed, ModelNotFound, Unloaded
-from mlxsup.records import LEARNT_FILE, state_directory
+from mlxsup.learnt import LEARNT_FILE
+from mlxsup.statefiles import state_directory
 from mlxsup.testing import EventRecorder
 from tests import waiting
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from mlxsup.records import LEARNT_FILE, MOST_LESSONS, Learnt, Lesson
+from mlxsup.learnt import LEARNT_FILE, LOCK_WAIT, MOST_LESSONS, Learnt, Lesson
 
 
 def opened(folder: Path) -> Learnt:
@@ -52,6 +56,39 @@ def test_two_supervisors_keep_each_others_lessons(tmp_path: Path) -> None:
     add(other, "b", Lesson(memory=2, at=2.0))
     assert opened(tmp_path).get("a")
     assert opened(tmp_path).get("b")
+
+
+def test_two_supervisors_that_learn_of_the_same_model_know_what_both_know(tmp_path: Path) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    add(one, "m", Lesson(memory=9, seconds=1.0, at=1.0))
+    add(other, "m", Lesson(memory=5, seconds=2.0, at=2.0))
+    assert opened(tmp_path).get("m") == other.get("m") == Lesson(memory=9, seconds=2.0, at=2.0)
+    add(one, "m", Lesson(memory=7, at=3.0))
+    assert one.get("m") == Lesson(memory=9, seconds=2.0, at=3.0)
+
+
+def test_many_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    supervisors = [opened(tmp_path) for _ in range(4)]
+
+    def learn(number: int) -> None:
+        for turn in range(20):
+            add(supervisors[number], f"{number}.{turn}", Lesson(memory=1, at=1.0))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(learn, range(4)))
+    assert len(opened(tmp_path)._lessons) == 80
+
+
+def test_one_that_was_stopped_while_it_wrote_is_not_waited_for(tmp_path: Path) -> None:
+    holder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        began = time.monotonic()
+        add(opened(tmp_path), "m", Lesson(memory=1, at=1.0))
+        assert LOCK_WAIT <= time.monotonic() - began < 10 * LOCK_WAIT
+    finally:
+        os.close(holder)
+    assert opened(tmp_path).get("m")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"models":', b"[]", b'{"models":{"m":{"memory":"x"}}}'])

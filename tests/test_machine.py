@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from mlxsup.learnt import Learnt
 from mlxsup.machine import Machine
 from mlxsup.protocol import RunnerMemory
-from mlxsup.records import Learnt
 from mlxsup.runners.footprint import Observer, Watched
 
 pytestmark = pytest.mark.anyio

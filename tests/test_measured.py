@@ -11,7 +11,7 @@ import pytest
 
 from mlxsup import Supervisor
 from mlxsup.cli import main
-from mlxsup.records import Learnt
+from mlxsup.learnt import Learnt
 from mlxsup.testing import fake_runner
 from tests.daemon.children import write_config
 from tests.faults.house import collect, report

@@ -22,9 +22,11 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
-from mlxsup.records import LEARNT_FILE, LOCKLESS_AGE, Group, Record, Records, state_directory, sweep
+from mlxsup.learnt import LEARNT_FILE
+from mlxsup.records import LOCKLESS_AGE, Group, Record, Records, sweep
 from mlxsup.runners import marks, procfs
 from mlxsup.runners.guard import FOLDER_PREFIX
+from mlxsup.statefiles import state_directory
 from mlxsup.testing import fake_runner
 
 pytestmark = pytest.mark.anyio

@@ -19,8 +19,9 @@ from mlxsup.config import ModelSettings, rounded_size
 from mlxsup.engines import ENGINES, KEYS
 from mlxsup.engines.imagegen import BUILTIN
 from mlxsup.errors import InvalidRequest, ModelNotFound
+from mlxsup.learnt import Learnt
 from mlxsup.machine import reckon
-from mlxsup.records import Learnt, state_directory
+from mlxsup.statefiles import state_directory
 from mlxsup.weights import Need, Weights
 
 _SIDES = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)

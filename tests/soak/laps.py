@@ -30,7 +30,7 @@ from mlxsup.api import create_app
 from mlxsup.config import parse
 from mlxsup.daemon import heap
 from mlxsup.engines import KEYS
-from mlxsup.records import LEARNT_FILE
+from mlxsup.learnt import LEARNT_FILE
 from mlxsup.registry import OBSERVE_EVERY
 from tests.soak.counting import Look, look
 from tests.soak.folders import own_folders

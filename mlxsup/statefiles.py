@@ -1,0 +1,29 @@
+"""Where state is kept that outlives a process, and how its files are written: wholly or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+
+def state_directory(environ: Mapping[str, str] | None = None) -> Path:
+    """Return where state is kept: systemd's $STATE_DIRECTORY, else $XDG_STATE_HOME/mlxsup, else ~/.local/state/mlxsup."""
+    found = os.environ if environ is None else environ
+    if given := found.get("STATE_DIRECTORY"):
+        return Path(given.partition(":")[0])
+    base = found.get("XDG_STATE_HOME")
+    return Path(base) / "mlxsup" if base else Path(found.get("HOME", "/tmp")) / ".local/state/mlxsup"  # noqa: S108
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file wholly or not at all; what was begun in vain is removed, as a full disk needs it."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise
