@@ -108,6 +108,7 @@ class Machine:
         self._surveyed: float | None = None
         self._last: tuple[tuple[Mapping[str, Watched], dict[str, Sight]], tuple[Use, Use]] | None = None
         self._home: host.Device | None = None
+        self._cards: frozenset[str] = frozenset()
         self.found: tuple[host.Device, ...] = ()
 
     def find_devices(self) -> None:
@@ -121,7 +122,8 @@ class Machine:
         return self._home.name if self._home is not None else "cpu"
 
     def devices(self, settings: Settings) -> tuple[Device, ...]:
-        """Return the devices with what the configuration makes of them."""
+        """Return the devices with what the configuration makes of them; from now on its cards are looked at."""
+        self._cards = _cards(place for model in settings.models.values() for place in self.places(model))
         overhead = int(settings.scheduler.overhead)
         return tuple(
             Device(
@@ -213,9 +215,11 @@ class Machine:
                     self._hear(each.told, device, used[model], needed[model])
             self._last = (runners, sights), (used, needed)
         free = {self.home: await self._free_at_home(now)}
-        cards = sorted({device for each in runners.values() for device in each.shares if device.startswith("cuda")})
+        cards = _cards(device for each in runners.values() for device in each.shares)
+        if thorough:  # whoever waits may go where nobody is yet
+            cards |= self._cards
         if cards:
-            held = await asyncio.to_thread(self._look_at_cards, cards, runners, free)
+            held = await asyncio.to_thread(self._look_at_cards, sorted(cards), runners, free)
             used, needed = _largest(used, held), _largest(needed, held)
         return Seen(free=free, used=used, needed=needed, sights=sights)
 
@@ -289,6 +293,10 @@ def environment(devices: Iterable[str], *, chosen: bool) -> dict[str, str]:
     if not cards and not chosen:
         return {}
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(cards)}
+
+
+def _cards(devices: Iterable[str]) -> frozenset[str]:
+    return frozenset(name for name in devices if name.startswith("cuda"))
 
 
 def _largest(one: Use, other: Use) -> Use:

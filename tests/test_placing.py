@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from mlxsup import Supervisor
+from mlxsup.errors import DeadlineExceeded
 from mlxsup.host import gpu_nvidia
 
 from .crowding import gib, settings
@@ -47,6 +48,21 @@ async def test_a_runner_on_one_card_sees_that_card_alone(cards: list[dict[str, A
 async def test_a_runner_that_goes_where_there_is_room_is_told_where_that_is(cards: list[dict[str, Any]]) -> None:
     first = gib(device="cuda:0", memory="6GiB")
     assert await told(first, device="auto", memory="4GiB") == {ORDER: "PCI_BUS_ID", VISIBLE: "1"}
+
+
+async def test_the_first_of_all_goes_where_other_programs_leave_room(cards: list[dict[str, Any]]) -> None:
+    cards[0]["free"] = 3 * GIB
+    assert await told(device="auto", memory="4GiB") == {ORDER: "PCI_BUS_ID", VISIBLE: "1"}
+
+
+async def test_a_card_that_other_programs_fill_takes_nothing_until_they_leave_it(cards: list[dict[str, Any]]) -> None:
+    cards[1]["free"] = 3 * GIB
+    async with Supervisor(settings("8GiB", m=gib(device="cuda:1", memory="4GiB"))) as sup:
+        with pytest.raises(DeadlineExceeded):
+            await sup.load("m", deadline="2s")
+        assert "other programs" in await sup.explain("m")
+        cards[1]["free"] = 8 * GIB
+        await sup.load("m")
 
 
 async def test_one_that_is_too_large_for_a_card_is_spread_over_two_and_told_so(cards: list[dict[str, Any]]) -> None:
