@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import re
-import shutil
 import signal
 import threading
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from mlxsup.runners import marks, procfs
-from mlxsup.runners.guard import FOLDER_PREFIX
+from mlxsup.runners.socketfolder import FOLDER_PREFIX
 from mlxsup.statefiles import replace_file
 
 log = logging.getLogger(__name__)
@@ -32,8 +31,9 @@ SWEEP_LIMIT = 2.0
 """Seconds that a start spends on what an earlier life left."""
 LOCKLESS_AGE = 300.0
 """Seconds after which a folder without its lock file is no longer taken for one that is being made."""
-_OURS = re.compile(r"[0-9a-f]{16}")
-_RECORD = re.compile(r"record\.json(\.\d+\.new)?")
+_MARK = re.compile(r"[0-9a-f]{16}")
+_IN_HOME = re.compile(r"lock|record\.json(\.\d+\.new)?")
+_SOCKET = re.compile(r"\d+\.sock")
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -68,16 +68,21 @@ class Records:
         """Make the folder, take its lock, write the first record; as `write` in all else."""
         return self.write([])
 
-    def write(self, groups: list[Group]) -> bool:
-        """Replace the record, wholly or not at all; False when the disk refused it, which is told once until it works."""
+    def write(self, groups: list[Group], folder: str | None = None) -> bool:
+        """Replace the record, wholly or not at all; False when the disk refused it, which is told once until it works.
+
+        `folder` is where the sockets are if that has changed.
+        """
         with self._one_at_a_time:
             if self._closed:
                 return True
             try:
                 if self._lock is None:
                     self._lock = self._take_home()
-                record = msgspec.structs.replace(self._record, groups=groups)
-                replace_file(self._home / "record.json", msgspec.json.encode(record))
+                self._record = msgspec.structs.replace(
+                    self._record, groups=groups, folder=folder or self._record.folder
+                )
+                replace_file(self._home / "record.json", msgspec.json.encode(self._record))
             except OSError as error:
                 self._note_failure(error)
                 return False
@@ -91,7 +96,7 @@ class Records:
         with self._one_at_a_time:
             self._closed = True
             if self._lock is not None:
-                shutil.rmtree(self._home, ignore_errors=True)
+                _remove(self._home, _IN_HOME)
             self._release()
 
     def _take_home(self) -> int:
@@ -120,19 +125,39 @@ class Records:
 def sweep(directory: Path) -> list[int]:
     """End what supervisors that are gone left behind, and remove their folders; returns the pids that were ended.
 
+    A folder is taken for one of ours by its name and by all that is in it: others may keep theirs beside it, locks included.
     Call it off the loop.
     """
     ended: list[int] = []
     try:
-        homes = [home for home in directory.iterdir() if home.is_dir()]
+        homes = [home for home in directory.iterdir() if _is_ours(home)]
     except OSError:
         return ended
     for home in homes:
         with _if_abandoned(home) as abandoned:
             if abandoned:
                 ended += _end_leftovers(home)
-                shutil.rmtree(home, ignore_errors=True)
+                _remove(home, _IN_HOME)
     return ended
+
+
+def _is_ours(home: Path) -> bool:
+    """Whether a supervisor made this folder, and nobody put something of his own in it."""
+    if not _MARK.fullmatch(home.name) or home.is_symlink():
+        return False
+    try:
+        return all(_IN_HOME.fullmatch(each.name) for each in home.iterdir())
+    except OSError:
+        return False
+
+
+def _remove(folder: Path, ours: re.Pattern[str]) -> None:
+    """Remove the files of these names from a folder, and the folder itself if nothing else is in it."""
+    with suppress(OSError):
+        for each in folder.iterdir():
+            if ours.fullmatch(each.name):
+                each.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 @contextmanager
@@ -157,17 +182,16 @@ def _if_abandoned(home: Path) -> Iterator[bool]:
 
 
 def _is_lost(home: Path) -> bool:
-    """Whether a folder that has no lock file is one of ours, is old, and none of its runners has a supervisor that lives.
+    """Whether a folder that has no lock file is old, and none of its runners has a supervisor that lives.
 
     One that lives may have lost its lock file to whoever tidies up, or may never have had room on the disk for it.
     """
     try:
         is_old = time.time() - home.stat().st_mtime > LOCKLESS_AGE
-        is_ours = bool(_OURS.fullmatch(home.name)) and all(_RECORD.fullmatch(each.name) for each in home.iterdir())
     except OSError:
         return False
-    if not (is_old and is_ours):
-        return False  # being made or being removed, or somebody else's
+    if not is_old:
+        return False  # being made or being removed
     supervisors = {marks.supervisor_of(pid) for pid in marks.marked(f"{home.name}.")}
     return all(pid is not None and not procfs.is_running(pid) for pid in supervisors)
 
@@ -195,7 +219,7 @@ def _end_leftovers(home: Path) -> list[int]:
     if ended:
         log.warning("ended what an earlier supervisor left: %s", sorted(ended))
     if Path(record.folder).name.startswith(FOLDER_PREFIX):
-        shutil.rmtree(record.folder, ignore_errors=True)
+        _remove(Path(record.folder), _SOCKET)
     return sorted(ended)
 
 

@@ -89,7 +89,7 @@ class Registry:
         self._looking = asyncio.Lock()
         self._guard = Guard(self._groups_changed.set)
         self._records = Records(state_directory(), self._guard.mark, str(self._guard.folder))
-        self._addresses = AddressBook(self._guard.folder)
+        self._addresses = AddressBook(self._guard.sockets)
 
     # Questions of callers
 
@@ -255,7 +255,7 @@ class Registry:
             await self._groups_changed.wait()
             self._groups_changed.clear()
             groups = [Group(pgid, started) for pgid, started in self._guard.groups.items()]
-            if not await asyncio.to_thread(self._records.write, groups):
+            if not await asyncio.to_thread(self._records.write, groups, str(self._guard.folder)):
                 await asyncio.sleep(RECORD_AGAIN)
                 self._groups_changed.set()
             await asyncio.to_thread(self._learnt.write)

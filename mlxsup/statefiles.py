@@ -9,10 +9,15 @@ from pathlib import Path
 
 
 def state_directory(environ: Mapping[str, str] | None = None) -> Path:
-    """Return where state is kept: systemd's $STATE_DIRECTORY, else $XDG_STATE_HOME/mlxsup, else ~/.local/state/mlxsup."""
+    """Return where state is kept: $STATE_DIRECTORY, else $XDG_STATE_HOME/mlxsup, else ~/.local/state/mlxsup.
+
+    systemd sets the first. Where it is not named mlxsup it is that of a program which uses the library, and a folder mlxsup in it
+    is ours.
+    """
     found = os.environ if environ is None else environ
     if given := found.get("STATE_DIRECTORY"):
-        return Path(given.partition(":")[0])
+        first = Path(given.partition(":")[0])
+        return first if first.name == "mlxsup" else first / "mlxsup"
     base = found.get("XDG_STATE_HOME")
     return Path(base) / "mlxsup" if base else Path(found.get("HOME", "/tmp")) / ".local/state/mlxsup"  # noqa: S108
 

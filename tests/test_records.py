@@ -25,7 +25,7 @@ from mlxsup.engines import KEYS
 from mlxsup.learnt import LEARNT_FILE
 from mlxsup.records import LOCKLESS_AGE, Group, Record, Records, sweep
 from mlxsup.runners import marks, procfs
-from mlxsup.runners.guard import FOLDER_PREFIX
+from mlxsup.runners.socketfolder import FOLDER_PREFIX
 from mlxsup.statefiles import state_directory
 from mlxsup.testing import fake_runner
 
@@ -121,6 +121,53 @@ def test_only_folders_of_ours_are_removed(tmp_path: Path) -> None:
     assert precious.exists()
 
 
+@pytest.mark.parametrize("name", ["photos", "0123456789abcdeg", "0123456789abcdef0", "0123456789abcdef"])
+def test_what_others_keep_beside_it_is_left_alone_though_it_has_a_lock(tmp_path: Path, name: str) -> None:
+    """A program that uses the library keeps its own folders there, and locks in them too."""
+    (tmp_path / name / "2026").mkdir(parents=True)
+    for file in ("lock", "record.json", "2026/summer.jpg"):
+        (tmp_path / name / file).write_text("{}")
+    assert sweep(tmp_path) == []
+    assert [(tmp_path / name / file).exists() for file in ("lock", "record.json", "2026/summer.jpg")] == [True] * 3
+
+
+def test_a_link_to_a_folder_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    elsewhere = abandoned(tmp_path / "elsewhere")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / MARK).symlink_to(elsewhere)
+    assert sweep(tmp_path / "state") == []
+    assert (elsewhere / "record.json").exists()
+
+
+def test_only_sockets_are_removed_from_the_folder_of_sockets(tmp_path: Path) -> None:
+    """Its name may be somebody else's by now."""
+    sockets = tmp_path / f"{FOLDER_PREFIX}models"
+    sockets.mkdir()
+    (sockets / "1.sock").touch()
+    (sockets / "weights.safetensors").touch()
+    home = abandoned(tmp_path / "state", folder=str(sockets))
+    sweep(tmp_path / "state")
+    assert not home.exists()
+    assert [path.name for path in sockets.iterdir()] == ["weights.safetensors"]
+
+
+def test_what_somebody_put_into_the_folder_in_use_outlives_it(tmp_path: Path) -> None:
+    records = Records(tmp_path, MARK, "")
+    records.open()
+    (tmp_path / MARK / "thesis.txt").touch()
+    records.close()
+    assert [path.name for path in (tmp_path / MARK).iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_of_sockets_that_moved_is_noted_for_good(tmp_path: Path) -> None:
+    records = Records(tmp_path, MARK, "/old")
+    records.open()
+    for groups, folder in (([], "/new"), ([Group(1, "2")], None)):
+        records.write(groups, folder)
+        assert msgspec.json.decode((tmp_path / MARK / "record.json").read_bytes(), type=Record).folder == "/new"
+    records.close()
+
+
 def test_a_state_directory_that_cannot_be_written_is_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,6 +247,7 @@ def test_a_folder_that_somebody_removed_is_made_anew(tmp_path: Path) -> None:
 
 def test_where_state_is_kept() -> None:
     assert state_directory({"STATE_DIRECTORY": "/var/lib/mlxsup:/x", "XDG_STATE_HOME": "/s"}) == Path("/var/lib/mlxsup")
+    assert state_directory({"STATE_DIRECTORY": "/var/lib/myapp"}) == Path("/var/lib/myapp/mlxsup")
     assert state_directory({"XDG_STATE_HOME": "/s"}) == Path("/s/mlxsup")
     assert state_directory({"HOME": "/home/jane"}) == Path("/home/jane/.local/state/mlxsup")
 

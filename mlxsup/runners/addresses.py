@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +40,8 @@ class Place:
 class AddressBook:
     """Addresses of one supervisor's runners."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        """`folder` returns the one for sockets, and sees to it that it is there."""
         self._folder = folder
         self._numbers = itertools.count(1)
         self._refused: set[str] = set()
@@ -50,9 +52,12 @@ class AddressBook:
         On Linux a port is held bound until the runner listens on it, with both options under which others may share it: a
         runner that sets either of them gets in. One that sets neither reports the address in use; after `refuse_hold` its
         model's ports are no longer held. What makes a port safe is the check of who listens.
+
+        Raises:
+            LoadFailed: the folder for sockets is gone and cannot be made anew.
         """
         if transport == "unix":
-            return Place(Address(socket=str(self._folder / f"{next(self._numbers)}.sock")))
+            return Place(Address(socket=str(self._folder() / f"{next(self._numbers)}.sock")))
         hold = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         holding = sys.platform == "linux" and model not in self._refused
         try:
@@ -76,5 +81,5 @@ class AddressBook:
     def forget(address: Address) -> None:
         """Remove what a dead runner left of its address: its socket file."""
         if address.socket:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it never made one, or its folder is gone or not ours any more
                 Path(address.socket).unlink()

@@ -10,16 +10,16 @@ import secrets
 import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import mlxsup
-from mlxsup.errors import LoadFailed, MlxsupError, ResourceExhausted
+from mlxsup.errors import MlxsupError, ResourceExhausted
 from mlxsup.runners import procfs
 from mlxsup.runners.liveness import until_next
 from mlxsup.runners.output import OutputRecord, Stream
 from mlxsup.runners.process import ExitRecord, Process
+from mlxsup.runners.socketfolder import SocketFolder
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +30,9 @@ TRY_AGAIN = 1.0
 PING_EVERY = 5.0
 SILENT_PINGS = 2
 """A sentinel that is silent after this many pings in a row is stopped or hangs, and is replaced."""
-FOLDER_PREFIX = "mlxsup-"
-SOCKET_PATH_LIMIT = 103
-"""macOS gives 104 bytes to the path of a unix socket, the closing NUL included; Linux 108."""
 
 _PONG = re.compile("^here$")
-_BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from mlxsup.runners.sentinel import main; main()"
+_MAIN = "from mlxsup.runners.sentinel import main; main()"
 
 
 class Guard:
@@ -45,13 +42,13 @@ class Guard:
     """
 
     def __init__(self, on_change: Callable[[], None]) -> None:
-        """Make the mark and the folder; `on_change` is called when the set of watched groups has changed.
+        """Make the mark and the folder; `on_change` is called when the set of watched groups or the folder has changed.
 
         Raises:
             LoadFailed: there is no short writable folder for sockets.
         """
         self.mark = secrets.token_hex(8)
-        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_short_base()))
+        self._folder = SocketFolder()
         self._on_change = on_change
         self._groups: dict[int, str] = {}
         self._sentinel: Process | None = None
@@ -75,6 +72,23 @@ class Guard:
                 self._sentinel = await self._start()
             if self._keeper is None or self._keeper.done():
                 self._keeper = asyncio.create_task(self._keep(self._sentinel), name="mlxsup sentinel")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of sockets."""
+        return self._folder.path
+
+    def sockets(self) -> Path:
+        """Return the folder of sockets, made anew if somebody has tidied it away.
+
+        Raises:
+            LoadFailed: there is no short writable folder for it.
+        """
+        if self._folder.restore():
+            log.warning("the folder of sockets is gone; another one is %s", self.folder)
+            self._tell_folder()
+            self._on_change()
+        return self.folder
 
     @property
     def groups(self) -> dict[int, str]:
@@ -113,9 +127,8 @@ class Guard:
         except OSError as error:
             raise ResourceExhausted.of("cannot start the sentinel", error) from error
         try:
-            package_home = str(Path(mlxsup.__file__).parent.parent)
             process = await Process.spawn(
-                (sys.executable, "-I", "-S", "-c", _BOOT, package_home, self.mark, str(self.folder), str(os.getpid())),
+                (sys.executable, "-I", "-S", "-c", _program(), self.mark, str(self.folder), str(os.getpid())),
                 env={},
                 cwd="/",
                 mark="sentinel",
@@ -129,6 +142,7 @@ class Guard:
             os.close(reader)
         os.set_blocking(writer, False)
         self._pipe = writer
+        self._tell_folder()  # it may have changed meanwhile
         for pgid, started in self._groups.items():
             self._tell(f"watch {pgid} {started}")
         return process
@@ -178,6 +192,9 @@ class Guard:
                     return self._sentinel
             await asyncio.sleep(TRY_AGAIN)
 
+    def _tell_folder(self) -> None:
+        self._tell(f"folder {os.fsencode(self.folder).hex()}")
+
     def _tell(self, order: str) -> None:
         """Send an order; what a sentinel that does not read leaves no room for is sent later, in its turn."""
         if self._pipe is not None:
@@ -208,23 +225,15 @@ class Guard:
             self._pipe = None
 
 
+def _program() -> str:
+    """What the sentinel runs. Installed packages cost it memory: of those it sees psutil, and only where it asks that."""
+    homes = [Path(mlxsup.__file__).parent.parent]
+    if not procfs.AVAILABLE:
+        import psutil
+
+        homes.append(Path(psutil.__file__).parent.parent)
+    return f"import sys; sys.path += {[*map(str, homes)]!r}; {_MAIN}"
+
+
 def _log_complaint(stream: Stream, line: str, *, is_error: bool) -> None:
     log.error("sentinel: %s", line, extra={"stream": stream, "is_error": is_error})
-
-
-def _short_base() -> str:
-    """A base folder short enough for `mlxsup-xxxxxxxx/<name>.sock`.
-
-    Raises:
-        LoadFailed: neither the runtime folder, nor the temporary one, nor /tmp is short enough and writable.
-    """
-    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108 - mkdtemp makes it private
-        if (
-            base
-            and len(base) + len("/mlxsup-12345678/1234567890.sock") <= SOCKET_PATH_LIMIT
-            and os.access(base, os.W_OK)
-        ):
-            return base
-    raise LoadFailed(
-        "no short writable folder for sockets; set TMPDIR to one, such as /tmp", details={"permanent": True}
-    )

@@ -1,7 +1,8 @@
 """Finding processes that a runner left behind: by their group, and by the mark in their environment.
 
 Every runner is started with `MLXSUP_RUNNER=<mark>`; what it forks inherits that, even with a session of its own. A process
-that clears its environment is out of reach of the mark.
+that clears its environment is out of reach of the mark, and so is, on macOS, one that runs a program of Apple's own (/bin/sh,
+/bin/sleep): the system hides the environment of those.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _marked_by_psutil(mark: str) -> list[int]:
 
     found = []
     for process in psutil.process_iter():
-        with suppress(psutil.Error):
+        with suppress(psutil.Error, OSError, SystemError):  # its extension for macOS raises the latter two by mistake
             if process.environ().get(MARK, "").startswith(mark) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
     return found

@@ -93,7 +93,7 @@ async def test_without_descriptors_it_says_so_and_works_again_when_there_are_som
 
 @linux
 async def test_a_full_disk_costs_a_warning_and_the_record_is_caught_up_with(tmp_path: Path) -> None:
-    state = tmp_path / "state"
+    state = tmp_path / "mlxsup"
     env = {"STATE_DIRECTORY": str(state)}
     async with serving(write_config(tmp_path, {"m": fake_runner(), "n": fake_runner()}), env=env) as daemon:
         (record,) = state.glob("*/record.json")

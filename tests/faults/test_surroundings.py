@@ -113,7 +113,8 @@ async def test_a_disk_that_fills_costs_a_warning_and_no_answer(
 ) -> None:
     caplog.set_level(logging.INFO, "mlxsup.records")
     monkeypatch.setattr(registry, "RECORD_AGAIN", 0.05)
-    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    state = tmp_path / "mlxsup"
+    monkeypatch.setenv("STATE_DIRECTORY", str(state))
     async with Gate() as gate:
         stations = "; ".join(f"gate@{phase}={gate.path}" for phase in ("loading", "1", "sigterm"))
         sup = supervisor(m=fake_runner(stations), n=fake_runner())
@@ -143,11 +144,11 @@ async def test_a_disk_that_fills_costs_a_warning_and_no_answer(
                 await until(lambda: "no record of runners is kept, for now" in caplog.text)
                 fills("")
                 await until(lambda: "the record of runners is kept again" in caplog.text)
-                (record,) = tmp_path.glob("*/record.json")
+                (record,) = state.glob("*/record.json")
                 groups = json.loads(record.read_text())["groups"]
                 assert [group["pgid"] for group in groups] == [report(sup, "n").pid]
     assert caplog.text.count("no record of runners is kept, for now") == 1
-    assert not [*tmp_path.glob("*/")]
+    assert not [*state.glob("*/")]
 
 
 @contextmanager

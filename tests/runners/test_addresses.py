@@ -71,7 +71,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def book(tmp_path: Path) -> AddressBook:
-    return AddressBook(tmp_path)
+    return AddressBook(lambda: tmp_path)
 
 
 def free_port() -> int:
@@ -203,10 +203,10 @@ class TestOwner:
             assert owner(Address(port=client.getsockname()[1]), process.pid, mark) is Owner.UNKNOWN
 
     def test_without_proc(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As on a Mac: our own are found, of others nothing is known."""
+        """As on a Mac: our own are found, and so are others of this user."""
         monkeypatch.setattr(procfs, "AVAILABLE", False)
         port, mark = free_port(), new_mark()
         process, _ = start(port, mark=mark)
         other, _ = start(free_port())
         assert owner(Address(port=port), process.pid, mark) is Owner.OURS
-        assert owner(Address(port=port), other.pid, "no-mark") is Owner.UNKNOWN
+        assert owner(Address(port=port), other.pid, "no-mark") is Owner.STRANGER

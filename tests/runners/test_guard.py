@@ -13,7 +13,6 @@ import sys
 import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import anyio
 import psutil
@@ -21,6 +20,7 @@ import pytest
 
 from mlxsup.errors import LoadFailed
 from mlxsup.runners import guard as guard_module
+from mlxsup.runners import procfs
 from mlxsup.runners.guard import Guard
 from tests.waiting import LIMIT, until
 
@@ -82,7 +82,6 @@ class TestFolder:
     async def test_it_is_private_and_goes_with_the_guard(self) -> None:
         async with guarding() as guard:
             assert stat.S_IMODE(guard.folder.stat().st_mode) == 0o700
-            assert len(str(guard.folder / "1234567890.sock")) <= guard_module.SOCKET_PATH_LIMIT
             (guard.folder / "1.sock").touch()
         assert not guard.folder.exists()
 
@@ -90,25 +89,41 @@ class TestFolder:
         async with guarding() as guard, guarding() as other:
             assert guard.folder != other.folder
 
-    async def test_a_runtime_folder_that_is_too_long_is_passed_over(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    async def test_one_that_was_tidied_away_is_there_again_when_it_is_asked_for(self) -> None:
+        changes: list[None] = []
+        guard = Guard(lambda: changes.append(None))
+        try:
+            before = guard.folder
+            before.rmdir()
+            assert guard.sockets() == before
+            assert before.is_dir()
+            assert changes == []
+        finally:
+            await guard.close()
+
+    @pytest.mark.parametrize("replaced", [False, True])
+    async def test_where_it_is_now_the_sentinel_knows_and_its_successor(
+        self, monkeypatch: pytest.MonkeyPatch, replaced: bool
     ) -> None:
-        long = tmp_path / ("x" * 100)
-        long.mkdir()
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-        async with guarding() as guard:
-            assert long not in guard.folder.parents
-
-    async def test_a_runtime_folder_that_is_not_there_is_passed_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", "/nowhere/run")
-        async with guarding() as guard:
-            assert guard.folder.is_dir()
-
-    async def test_without_any_there_is_a_way_to_mend_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(os, "access", lambda path, mode: False)
-        with pytest.raises(LoadFailed, match="set TMPDIR") as caught:
-            Guard(lambda: None)
-        assert caught.value.permanent
+        changes: list[None] = []
+        guard = Guard(lambda: changes.append(None))
+        try:
+            await guard.ready()
+            before = guard.folder
+            before.rmdir()
+            before.touch()  # somebody took its name
+            now = guard.sockets()
+            assert now.is_dir()
+            assert now != before
+            assert changes == [None]
+            (now / "1.sock").touch()
+            if replaced:
+                await _killed_and_replaced(guard)
+            guard._drop_pipe()  # as the kernel does when this program is killed
+            await until(lambda: not now.exists())
+            before.unlink()
+        finally:
+            await guard.close()
 
 
 class TestDeath:
@@ -212,6 +227,24 @@ async def _killed_and_replaced(guard: Guard) -> None:
     os.kill(first, signal.SIGKILL)
     await until(lambda: guard._sentinel is not None and guard._sentinel.pid != first)
     assert await the_sentinel() != first
+
+
+class TestWithoutProc:
+    """As on macOS: psutil finds the marked ones, and nothing tells of the supervisor's end but the pipe."""
+
+    async def test_marked_ones_are_ended_and_the_folder_removed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The sentinel starts without installed packages, and this one is installed apart from psutil."""
+        unknown = "from mlxsup.runners import procfs; procfs.AVAILABLE = False; procfs._fields = lambda pid: []"
+        monkeypatch.setattr(procfs, "AVAILABLE", False)
+        monkeypatch.setattr(guard_module, "_MAIN", f"{unknown}; {guard_module._MAIN}")
+        async with guarding() as guard, child(SLEEPER, mark=guard.new_mark()) as runner:
+            await runner.heard.line("up")
+            await guard.ready()
+            (guard.folder / "1.sock").touch()
+            guard._drop_pipe()
+            with anyio.fail_after(LIMIT):
+                assert (await runner.process.wait()).signal == signal.SIGKILL
+            await until(lambda: not guard.folder.exists())
 
 
 class TestClose:

@@ -105,7 +105,7 @@ async def stage(
             1,
             load_timeout=load_timeout,
             guard=guard,
-            addresses=book or AddressBook(guard.folder),
+            addresses=book or AddressBook(guard.sockets),
             notify=notify,
         )
         running = asyncio.create_task(runner.run())
@@ -220,7 +220,7 @@ class Ports(AddressBook):
     """Gives these ports first."""
 
     def __init__(self, folder: Path, *ports: int) -> None:
-        super().__init__(folder)
+        super().__init__(lambda: folder)
         self._ports = list(ports)
         self.given = 0
         self.on_second: Callable[[], None] = lambda: None
@@ -281,7 +281,7 @@ class TestPorts:
         assert not gone.error.permanent
 
     async def test_a_program_that_shares_no_port_is_not_given_a_held_one_again(self, tmp_path: Path) -> None:
-        async with stage("reuse=none", address="tcp", book=AddressBook(tmp_path)) as it:
+        async with stage("reuse=none", address="tcp", book=AddressBook(lambda: tmp_path)) as it:
             await it.tells(RunnerReady)
 
     async def test_a_stop_between_two_tries(self, tmp_path: Path, stranger: int) -> None:
@@ -293,7 +293,7 @@ class TestPorts:
         assert book.given == 2
 
     async def test_the_port_is_free_when_it_is_gone(self, tmp_path: Path) -> None:
-        async with stage(address="tcp", book=AddressBook(tmp_path)) as it:
+        async with stage(address="tcp", book=AddressBook(lambda: tmp_path)) as it:
             await it.tells(RunnerReady)
             assert it.runner.address is not None
             port = it.runner.address.port

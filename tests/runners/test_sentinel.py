@@ -214,6 +214,50 @@ def test_a_supervisor_whose_child_holds_the_pipe_open_is_missed_all_the_same(fol
     sentinel.process.stdin.close()
 
 
+FORKING = """
+import os, signal, subprocess, sys
+code = "import os; vars(os).pop('pidfd_open', None); from mlxsup.runners.sentinel import main; main()"
+argv = [sys.executable, "-S", "-c", code, sys.argv[1], sys.argv[2], str(os.getpid())]
+sentinel = subprocess.Popen(argv, stdin=subprocess.PIPE, cwd=sys.argv[3], start_new_session=True)
+sentinel.stdin.write(f"watch {sys.argv[4]} -\\n".encode())
+sentinel.stdin.flush()
+if os.fork():
+    os.write(1, b"up")
+signal.pause()
+"""
+
+
+def test_so_it_is_where_the_system_does_not_tell_of_its_end(folder: Path, start: Start) -> None:
+    """As on macOS: nothing but its parent's pid says so."""
+    runner = start()
+    home = Path(__file__).parents[2]
+    supervisor = start([sys.executable, "-c", FORKING, new_mark(), str(folder), str(home), str(runner.pid)])
+    holds_the_pipe = [one for one in psutil.Process(supervisor.pid).children() if os.getpgid(one.pid) == supervisor.pid]
+    assert len(holds_the_pipe) == 1
+    supervisor.kill()
+    try:
+        assert runner.wait(LIMIT) == -signal.SIGKILL
+    finally:
+        holds_the_pipe[0].kill()
+
+
+def test_a_folder_whose_name_somebody_else_has_taken_is_left_alone(sentinel: Sentinel, folder: Path) -> None:
+    precious = folder.with_name("precious")
+    folder.rename(precious)
+    folder.symlink_to(precious)
+    assert sentinel.orphan() == 0
+    assert (precious / "1.sock").exists()
+
+
+def test_the_folder_it_was_told_of_last_is_removed(sentinel: Sentinel, folder: Path) -> None:
+    other = folder.with_name("with space")
+    other.mkdir()
+    sentinel.tell(f"folder {os.fsencode(other).hex()}")
+    assert sentinel.orphan() == 0
+    assert not other.exists()
+    assert folder.exists()
+
+
 @pytest.mark.skipif(not LINUX, reason="figures are of Linux")
 def test_it_is_small(sentinel: Sentinel) -> None:
     _await_signal_handlers(sentinel.process.pid)
