@@ -1,13 +1,19 @@
-"""Opens the sockets of the daemon, and says who has an address that is taken."""
+"""Opens the sockets of the daemon, and says who has an address that is taken.
+
+A unix socket whose daemon is gone is told from one whose daemon is busy by trying. macOS refuses both alike: there a daemon holds
+a lock on a file beside its socket for as long as it lives, and removes no socket without it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
+import sys
 import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Final
@@ -19,6 +25,7 @@ from mlxsup.daemon.addresses import local_url, written
 from mlxsup.errors import ConfigError, Conflict
 
 _BACKLOG: Final = 512
+_REFUSES_WHEN_FULL: Final = sys.platform == "darwin"
 _ASK_TIMEOUT: Final = aiohttp.ClientTimeout(total=1.0)
 
 
@@ -30,7 +37,8 @@ class _Taken(Exception):
 async def listening(addresses: Iterable[str]) -> AsyncIterator[list[socket.socket]]:
     """Hold listening sockets for all addresses; connections wait in them until they are served.
 
-    A unix socket has mode 0600. One that an earlier life left behind is replaced, one that answers never is.
+    A unix socket has mode 0600. One that an earlier life left behind is replaced, one that answers never is. On macOS a file
+    `<socket>.lock` stays beside it.
 
     Raises:
         Conflict: an address is taken; the message says by whom, and what to do.
@@ -76,6 +84,8 @@ def _open_tcp(address: Listen, stack: contextlib.ExitStack) -> list[socket.socke
 
 def _open_unix(address: Listen, stack: contextlib.ExitStack) -> list[socket.socket]:
     path = address.path
+    if _REFUSES_WHEN_FULL:
+        _lock(f"{path}.lock", stack)
     sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         _bind_private(sock, path)
@@ -87,6 +97,16 @@ def _open_unix(address: Listen, stack: contextlib.ExitStack) -> list[socket.sock
     sock.listen(_BACKLOG)
     stack.callback(_remove_own, path, os.stat(path).st_ino)
     return [sock]
+
+
+def _lock(path: str, stack: contextlib.ExitStack) -> None:
+    """Lock a file until the stack is closed; it is never removed, as another one may have it open to lock it next."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    stack.callback(os.close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _Taken from error
 
 
 def _bind_private(sock: socket.socket, path: str) -> None:
@@ -115,7 +135,7 @@ def _answers(path: str) -> bool:
             probe.connect(path)
         except ConnectionRefusedError:
             return False
-        except TimeoutError:  # its queue is full
+        except (TimeoutError, BlockingIOError):  # its queue is full
             return True
     return True
 

@@ -1,12 +1,14 @@
-"""The devices of this machine, and its RAM: as /proc tells it, within the limits of control groups; by psutil on macOS.
+"""The devices of this machine, and its RAM: as /proc or /sys tells it, within the limits of control groups; by psutil on macOS.
 
 Everything here reads files or asks drivers: call it off the loop.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,7 +18,11 @@ from mlxsup.host.cgroups import Limit, limits, read_now
 from mlxsup.host.device import MINIMUM, Device, Found
 
 _AVAILABLE: Final = b"MemAvailable:"
-_LINE = re.compile(r"^(\w+): +(\d+) kB$", re.MULTILINE)
+_LINE = re.compile(r"^(?:Node \d+ )?([\w()]+): +(\d+) kB$", re.MULTILINE)
+_HIDDEN: Final = (FileNotFoundError, PermissionError)
+_NODES: Final = "sys/devices/system/node/node*/meminfo"
+_GIVEN_BACK: Final = ("Active(file)", "Inactive(file)", "SReclaimable")
+"""What is about what the kernel calls available beside what is free; of a node it does not tell that itself."""
 _CPU: Final = "cpu"
 
 
@@ -50,14 +56,17 @@ def ram(*, root: Path = Path("/")) -> Found:
     Args:
         root: where /proc and /sys are looked for, for tests.
     """
-    try:
-        facts = {name: 1024 * int(size) for name, size in _LINE.findall((root / "proc/meminfo").read_text("ascii"))}
-    except OSError:
-        return Found((_by_psutil(),))
-    if "MemTotal" not in facts:
-        return Found((_by_psutil(),), (f"{root / 'proc/meminfo'}: no MemTotal in it",))
     groups, reasons = limits(root)
-    total, free = facts["MemTotal"], facts.get("MemAvailable", facts.get("MemFree", 0))
+    try:
+        facts = _facts(read_now(str(root / "proc/meminfo")))
+    except _HIDDEN:
+        if sys.platform != "linux":
+            return Found((_by_psutil(),))
+        total, free = _without_meminfo(root)
+    else:
+        if "MemTotal" not in facts:
+            return Found((_by_psutil(),), (f"{root / 'proc/meminfo'}: no MemTotal in it",))
+        total, free = facts["MemTotal"], facts.get("MemAvailable", facts.get("MemFree", 0))
     for group in groups:
         total = min(total, group.limit)
         free = min(free, max(0, group.limit - group.used))
@@ -84,9 +93,12 @@ class Gauge:
         """Return the bytes that are free, as `ram` does; groups that are gone are left out until the next survey.
 
         Raises:
-            OSError: /proc cannot be read.
+            OSError: the system does not tell just now.
         """
-        free = _available(read_now(self._meminfo))
+        try:
+            free = _available(read_now(self._meminfo))
+        except _HIDDEN:
+            free = _without_meminfo(self._root)[1]
         for limit in self._limits:
             with suppress(OSError, ValueError):
                 free = min(free, max(0, limit.left(free)))
@@ -97,9 +109,25 @@ def _available(meminfo: bytes) -> int:
     """Pick one line: a regular expression over all of them takes ten times as long."""
     at = meminfo.find(_AVAILABLE)
     if at < 0:  # kernels before 3.14
-        facts = dict(_LINE.findall(meminfo.decode("ascii")))
-        return 1024 * int(facts.get("MemFree", 0))
+        return _facts(meminfo).get("MemFree", 0)
     return 1024 * int(meminfo[at + len(_AVAILABLE) : meminfo.index(b"k", at)])
+
+
+def _facts(meminfo: bytes) -> Mapping[str, int]:
+    return {name: 1024 * int(size) for name, size in _LINE.findall(meminfo.decode("ascii"))}
+
+
+def _without_meminfo(root: Path) -> tuple[int, int]:
+    """Return the total and what is available, where /proc has nothing but processes (ProcSubset=pid).
+
+    The system says what nobody uses for anything, and the nodes in /sys, where there are any, what it would give back.
+    """
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    for node in root.glob(_NODES):
+        facts = _facts(read_now(str(node)))
+        free += sum(facts.get(name, 0) for name in _GIVEN_BACK)
+    return total, min(free, total)
 
 
 def _by_psutil() -> Device:

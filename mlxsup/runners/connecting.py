@@ -1,13 +1,14 @@
 """Connecting to a unix socket whose listener has as many waiting as may wait: patience instead of an error.
 
-Over TCP the system waits by itself. Of a unix socket it says at once to try again, which uvloop makes an error and asyncio takes
-for success, and both would look as if the runner had dropped the request.
+Over TCP the system waits by itself. Of a unix socket Linux says at once to try again, which uvloop makes an error and asyncio
+takes for success, and both would look as if the runner had dropped the request. macOS says that nobody listens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from typing import Any, Final
 
 import aiohttp
@@ -16,6 +17,9 @@ from aiohttp.client_proto import ResponseHandler
 
 TRY_AGAIN: Final = 0.01
 """Seconds after which it is tried again."""
+
+_FULL: Final = (BlockingIOError, ConnectionRefusedError) if sys.platform == "darwin" else (BlockingIOError,)
+"""What the system says when nobody is let in. On macOS it may also mean that nobody is there: that is found out by waiting."""
 
 
 class UnixConnector(aiohttp.UnixConnector):
@@ -38,7 +42,7 @@ async def connect(path: str) -> socket.socket:
     """Return a connected socket that does not block; waits while the listener lets nobody in.
 
     Raises:
-        OSError: nobody listens there, or no descriptor is left.
+        OSError: nobody listens there (on macOS this waits, too), or no descriptor is left.
     """
     line = socket.socket(socket.AF_UNIX)
     try:
@@ -46,7 +50,7 @@ async def connect(path: str) -> socket.socket:
         while True:
             try:
                 line.connect(path)
-            except BlockingIOError:
+            except _FULL:
                 await asyncio.sleep(TRY_AGAIN)
             else:
                 return line

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 import psutil
@@ -242,7 +242,7 @@ class _Tree:
 def study(walked: Iterable[int], weighed: Iterable[int]) -> Study:
     """Walk the trees of some runners, and find out the proportional memory of others. Milliseconds: call it off the loop."""
     weighing = set(weighed)
-    members = {pid: list(_tree(pid)) for pid in {*walked, *weighing}}
+    members = {pid: _tree(pid) for pid in {*walked, *weighing}}
     parts = {pid: {member: part for member in members[pid] if (part := _part(member))} for pid in weighing}
     unsettled = {
         pid for pid, known in parts.items() if any(_is_ending(member) for member in members[pid] if member not in known)
@@ -276,22 +276,15 @@ def _is_ending(pid: int) -> bool:
         return True
 
 
-def _tree(pid: int) -> Iterator[int]:
-    if not procfs.AVAILABLE:
-        yield from _tree_by_psutil(pid)
-        return
-    yield pid
-    for child in procfs.children(pid):
-        yield from _tree(child)
+def _tree(pid: int) -> list[int]:
+    return procfs.tree(pid) if procfs.AVAILABLE else _tree_by_psutil(pid)
 
 
-def _tree_by_psutil(pid: int) -> Iterator[int]:
-    yield pid
+def _tree_by_psutil(pid: int) -> list[int]:
     try:
-        found = psutil.Process(pid).children(recursive=True)
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     except psutil.Error:
-        return
-    yield from (child.pid for child in found)
+        return [pid]
 
 
 def _glance_by_psutil(pid: int) -> tuple[int, bool]:

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import signal
+import sys
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -276,6 +277,7 @@ class Process:
                 self.signal_group(signal.SIGKILL)
             marks.kill(left)
             if not left or time.monotonic() > limit:
+                self._reap_orphans(known)
                 return left
             await asyncio.sleep(0.01)
 
@@ -290,6 +292,22 @@ class Process:
         known.update((pid, procfs.start_time(pid)) for pid in found - known.keys())
         dying = {pid for pid, start in known.items() if procfs.is_running(pid) and procfs.start_time(pid) == start}
         return sorted(found | dying)
+
+    def _reap_orphans(self, known: Mapping[int, str]) -> None:
+        """Reap what fell to us when its parent ended: we may be pid 1 of a container, or a subreaper.
+
+        Each by its own pid, after it was seen not to be another one by now: the program waits for children of its own.
+        """
+        if self.exited is None or sys.platform == "darwin":
+            return  # macOS gives them to launchd
+        with suppress(ChildProcessError):
+            look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while (dead := os.waitid(os.P_PGID, self.pid, look)) and dead.si_pid != self.pid:
+                os.waitpid(dead.si_pid, os.WNOHANG)
+        for pid, start in known.items():
+            with suppress(ChildProcessError):
+                if pid != self.pid and procfs.start_time(pid) == start != "":
+                    os.waitpid(pid, os.WNOHANG)
 
     async def _rest_of_grace(self) -> None:
         while time.monotonic() < (self._grace_ends or 0.0) and await self._has_group():  # noqa: ASYNC110 - nobody tells

@@ -20,6 +20,9 @@ _PSS = re.compile(rb"^Pss: +(\d+) kB$", re.MULTILINE)
 AVAILABLE = os.path.isdir("/proc/self/fd")
 """Whether this system has Linux's /proc."""
 
+HAS_CHILDREN = os.path.exists(f"/proc/self/task/{os.getpid()}/children")
+"""Whether the kernel lists the children of each process; some are built without it (CONFIG_PROC_CHILDREN)."""
+
 
 def processes() -> list[int]:
     """Return all pids."""
@@ -118,8 +121,21 @@ def proportional(pid: int) -> int | None:
     return 1024 * int(found[1]) if found else None
 
 
+def tree(pid: int) -> list[int]:
+    """Return the pid itself and those of all that came from it, each behind its parent."""
+    table = None if HAS_CHILDREN else _by_parent()
+    found, seen = [pid], {pid}
+    for member in found:  # it grows meanwhile
+        below = children(member) if table is None else table.get(member, [])
+        found += [child for child in below if child not in seen]  # pids that are used again may make a ring
+        seen.update(below)
+    return found
+
+
 def children(pid: int) -> list[int]:
     """Return the pids of a process's children."""
+    if not HAS_CHILDREN:
+        return _by_parent().get(pid, [])
     found: list[int] = []
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -134,7 +150,7 @@ def listening_inodes(port: int) -> list[str]:
     IPv6 is looked at only when IPv4 has none: the kernel takes some milliseconds to write either table.
     """
     wanted = b"%04X" % port
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):  # /proc/net may be hidden (ProcSubset=pid)
         try:
             lines = _LISTENING.finditer(Path(table).read_bytes())
         except OSError:
@@ -160,6 +176,16 @@ def holds_socket(pid: int, inodes: list[str]) -> bool:
         return False
 
 
+def _by_parent() -> dict[int, list[int]]:
+    """The children of each process; looks at all of them."""
+    found: dict[int, list[int]] = {}
+    for pid in processes():
+        with suppress(OSError):
+            if fields := _fields(pid):
+                found.setdefault(int(fields[1]), []).append(pid)
+    return found
+
+
 def _text(path: str) -> bytes:
     """Read a list whole: the kernel hands it out in pieces of a page, in each as many whole entries as go into it."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -181,7 +207,7 @@ def _link(path: str) -> str:
 
 
 def _stat(pid: int, index: int) -> str:
-    """A field of /proc/PID/stat, counted from the one after the command's name: 0 state, 2 group, 19 start time."""
+    """A field of /proc/PID/stat, counted from the one after the command's name: 0 state, 1 parent, 2 group, 19 start time."""
     fields = _fields(pid)
     return fields[index].decode() if fields else ""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,14 +22,12 @@ SPAWN_DESCRIPTORS = 16
 _RESTORED = frozenset((signal.SIGPIPE, signal.SIGXFSZ))
 """What Python ignores itself, and `subprocess` does not let a child inherit."""
 _TEXT_LOOK = 512
-_PERMANENT = frozenset(
-    (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG)
-)
-_REASONS = {
-    errno.ENOENT: "no such file",
-    errno.EACCES: "not executable",
-    errno.ENOEXEC: "not a program for this machine",
-}
+_PERMANENT = frozenset((errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.EISDIR, errno.EPERM, errno.ENAMETOOLONG))
+_OTHER_MACHINE = frozenset(("ENOEXEC", "EBADARCH", "EBADEXEC", "EBADMACHO"))
+"""By name: macOS alone has the last three, and Linux their numbers with other meanings."""
+_REASONS = {errno.ENOENT: "no such file", errno.EACCES: "not executable"}
+_FOLDERS = ("/dev/fd", "/proc/self/fd")
+_MOST_TRIED = 4096
 _NO_ROOM = "the system has no room for another process (ulimit -u)"
 
 
@@ -109,8 +108,13 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _descriptors() -> list[int]:
-    return [int(name) for name in os.listdir("/dev/fd") if name.isdecimal()]
+def _descriptors() -> Sequence[int]:
+    """What is open, or may be: a bare chroot or jail lists it nowhere."""
+    for folder in _FOLDERS:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return [int(name) for name in os.listdir(folder) if name.isdecimal()]
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return range(_MOST_TRIED if most == resource.RLIM_INFINITY else min(most, _MOST_TRIED))
 
 
 def _is_inheritable(fd: int) -> bool:
@@ -128,8 +132,10 @@ def spawn_error(
         return ResourceExhausted(f"cannot start {program}: {_NO_ROOM}", details={"stage": "spawn", "errno": number})
     if isinstance(error, OSError) and is_shortage(error):
         return ResourceExhausted.of(f"cannot start {program}", error, stage="spawn")
-    permanent = number in _PERMANENT or isinstance(error, ValueError)
-    why = _REASONS.get(number or 0) or getattr(error, "strerror", None) or str(error)
+    elsewhere = errno.errorcode.get(number or 0) in _OTHER_MACHINE
+    permanent = elsewhere or number in _PERMANENT or isinstance(error, ValueError)
+    why = "not a program for this machine" if elsewhere else _REASONS.get(number or 0)
+    why = why or getattr(error, "strerror", None) or str(error)
     what = program
     if cwd is not None and number in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(cwd):
         what, why = f"{program} in {cwd}", "no such folder"

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlxsup.host import Gauge, devices, ram
+from mlxsup.host import Gauge, devices, memory, ram
 from mlxsup.host.cgroups import limits
 
 from .trees import GIB, MIB, UNLIMITED, V1_MOUNT, V2_MOUNT, machine, meminfo
@@ -237,10 +237,52 @@ def test_a_tree_that_is_none_sets_no_limit(tmp_path: Path, mounts: str, cgroup: 
     assert total_and_free(root) == (16 * GIB, 8 * GIB)
 
 
-def test_where_there_is_no_proc_psutil_tells(tmp_path: Path) -> None:
+NODE = """\
+Node {0} MemTotal:       7 kB
+Node {0} MemFree:        6 kB
+Node {0} Active:         5 kB
+Node {0} Active(file):   {1} kB
+Node {0} Inactive(file): {1} kB
+Node {0} SReclaimable:   {1} kB
+Node {0} HugePages_Total:     0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's /sys")
+def test_where_proc_has_processes_alone_caches_of_the_nodes_and_groups_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2 * GIB // 4096, "SC_AVPHYS_PAGES": GIB // 4 // 4096}
+    monkeypatch.setattr(os, "sysconf", facts.__getitem__)
+    root = machine(tmp_path, cgroup="0::/a\n", files=v2(3 * GIB, current=3 * GIB, inactive=2 * GIB, at="a/"))
+    (root / "proc/meminfo").unlink()
+    for node in range(2):
+        folder = root / f"sys/devices/system/node/node{node}"
+        folder.mkdir(parents=True)
+        (folder / "meminfo").write_text(NODE.format(node, GIB // 8 // 1024))
+    assert total_and_free(root) == (2 * GIB, GIB)
+    (root / "sys/fs/cgroup/a/memory.max").write_text(str(GIB))
+    (root / "sys/fs/cgroup/a/memory.current").write_text(str(2 * GIB + 500 * MIB))
+    assert total_and_free(root) == (GIB, GIB - 500 * MIB)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's /sys")
+def test_what_is_told_without_meminfo_is_about_what_the_kernel_calls_available() -> None:
+    if not any(Path("/sys/devices/system/node").glob("node*/meminfo")):
+        pytest.skip("a kernel without NUMA")
+    total, free = memory._without_meminfo(Path("/"))
+    judged = psutil.virtual_memory()
+    assert total == judged.total
+    assert free == pytest.approx(judged.available, abs=GIB)
+
+
+def test_where_no_file_tells_the_system_does(tmp_path: Path) -> None:
     found = ram(root=tmp_path)
     assert found.devices[0].total == psutil.virtual_memory().total
+    assert 0 < found.devices[0].free <= found.devices[0].total
     assert found.reasons == ()
+    if sys.platform == "linux":
+        assert 0 < Gauge(tmp_path).free() <= found.devices[0].total
 
     found = ram(root=machine(tmp_path, memory="MemFoo: 1 kB"))
     assert found.devices[0].total == psutil.virtual_memory().total

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -65,6 +66,31 @@ def test_the_memory_of_a_tree_is_that_of_all_its_members(family: psutil.Process)
     whole = footprint.measure(family.pid)
     assert whole == pytest.approx(alone + sum(child.memory_info().rss for child in family.children()), abs=1 << 20)
     assert whole > alone + (30 << 20)
+
+
+def test_it_is_found_among_all_where_the_kernel_lists_no_children(
+    family: psutil.Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Path("/proc/thread-self/children").exists() == procfs.HAS_CHILDREN
+    tree, size = procfs.tree(family.pid), footprint.measure(family.pid)
+    assert tree == [family.pid, *(child.pid for child in family.children())]
+
+    def missing(path: str) -> bytes:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(procfs, "_text", missing)
+    monkeypatch.setattr(procfs, "HAS_CHILDREN", False)
+    assert procfs.tree(family.pid) == tree
+    assert procfs.children(family.pid) == tree[1:]
+    assert footprint.measure(family.pid) == pytest.approx(size, abs=1 << 20)
+    assert procfs.tree(GONE) == [GONE]
+    assert len(procfs.tree(os.getpid())) >= 3
+
+
+def test_pids_that_are_used_again_meanwhile_make_no_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "HAS_CHILDREN", True)
+    monkeypatch.setattr(procfs, "children", {1: [2], 2: [3], 3: [1]}.__getitem__)
+    assert procfs.tree(1) == [1, 2, 3]
 
 
 def test_a_kept_line_says_the_same_and_does_not_take_another_process_for_its_own(family: psutil.Process) -> None:

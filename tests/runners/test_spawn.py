@@ -16,6 +16,7 @@ import anyio
 import pytest
 
 from mlxsup.errors import EngineUnavailable, LoadFailed, ResourceExhausted
+from mlxsup.runners import spawning
 from mlxsup.runners.output import OutputRecord
 from mlxsup.runners.process import Process
 from mlxsup.runners.spawning import spawn_error
@@ -64,6 +65,44 @@ def test_a_shortage_is_ours_and_may_pass(number: int, why: str) -> None:
     assert why in error.message
     assert error.retry_after
     assert (error.details["errno"], error.details["stage"]) == (number, "spawn")
+
+
+@pytest.mark.parametrize(("number", "name"), [(85, "EBADEXEC"), (86, "EBADARCH"), (88, "EBADMACHO")])
+def test_a_program_for_another_machine_as_a_mac_says_it(
+    number: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers have other meanings elsewhere, which are no reason to give up."""
+    error = OSError(number, "Bad CPU type in executable")
+    if errno.errorcode.get(number) != name:
+        elsewhere = spawn_error("/opt/runner", error)
+        assert isinstance(elsewhere, LoadFailed)
+        assert not elsewhere.permanent
+    monkeypatch.setitem(errno.errorcode, number, name)
+    found = spawn_error("/opt/runner", error)
+    assert isinstance(found, EngineUnavailable)
+    assert found.permanent
+    assert found.message == "cannot start /opt/runner: not a program for this machine"
+
+
+@pytest.mark.parametrize("most", [resource.RLIM_INFINITY, 1 << 20])
+async def test_where_nothing_lists_descriptors_none_of_ours_is_inherited_either(
+    most: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a chroot without /dev and /proc."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(spawning, "_FOLDERS", (str(tmp_path / "none"), str(tmp_path / "file" / "fd")))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+    with ExitStack() as opened:
+        for end in (ends := os.pipe()):
+            opened.callback(os.close, end)
+        os.set_inheritable(ends[1], True)
+        found = await asyncio.to_thread(spawning.prepare, ["true"], ENV)
+        assert ends[1] in found
+        assert ends[0] not in found
+        code = f"import os; os.fstat({ends[1]})"
+        made = await spawn(python(code))
+        assert (await made.watcher).code == 1
+        await made.process.sweep()
 
 
 def test_an_error_without_a_number() -> None:
