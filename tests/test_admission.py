@@ -130,7 +130,7 @@ async def test_a_path_that_tells_nothing_is_an_error_with_the_way_out(tmp_path: 
 async def test_a_picture_beyond_what_was_reserved_names_the_key() -> None:
     async with supervisor(engine="imagegen", path="builtin:emoji", max_pixels=64 * 64) as sup:
         with pytest.raises(InvalidRequest, match=r"128 x 64 is more than the 4096 pixels .* models\.m\.max_pixels"):
-            async for _ in sup.completion("m", prompt="a red heart", width=128):
+            async for _ in sup.completion("m", prompt="a red heart", width=128, height=64):
                 pass
         chunks = [chunk async for chunk in sup.completion("m", prompt="a red heart", width=64, height=64, steps=1)]
         assert chunks[-1].done

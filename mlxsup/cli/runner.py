@@ -18,6 +18,7 @@ def runner(
     port: int | None = None,
     socket: Path | None = None,
     ready_fd: int | None = None,
+    max_pixels: int | None = None,
     quantize: int | None = None,
     lora: Annotated[list[str] | None, Parameter(negative="")] = None,
     lora_scale: Annotated[list[float] | None, Parameter(negative="")] = None,
@@ -30,6 +31,7 @@ def runner(
         port: Listen on this port of 127.0.0.1.
         socket: Listen on this unix socket.
         ready_fd: Write one byte to this descriptor when ready.
+        max_pixels: Refuse pictures of more than this, as width x height.
         quantize: Quantise the weights to 3, 4, 5, 6 or 8 bits.
         lora: Add a LoRA; may be given several times.
         lora_scale: How strongly, one for each LoRA.
@@ -49,6 +51,7 @@ def runner(
             port=port,
             socket=str(socket) if socket else None,
             ready_fd=ready_fd,
+            max_pixels=max_pixels,
             quantize=quantize,
             lora_paths=lora or (),
             lora_scales=lora_scale or (),

@@ -17,6 +17,7 @@ import msgspec
 
 from mlxsup import weights
 from mlxsup.config import ModelSettings
+from mlxsup.engines import environment
 from mlxsup.errors import NotSupported, UnsupportedParameter
 from mlxsup.protocol import CompletionRequest, RunnerMemory
 from mlxsup.weights import Need, Weights
@@ -134,8 +135,9 @@ class Engine(abc.ABC):
 
     def weigh(self, model: ModelSettings) -> Weights:
         """Return what the headers of the model's files tell."""
-        stores = {"ollama_store": weights.default_store(), "hf_cache": weights.default_cache()}
-        return weights.measure(model.path, **stores)
+        return weights.measure(
+            model.path, ollama_store=environment.ollama_store(model), hf_cache=environment.hf_cache(model)
+        )
 
     def working_set(self, model: ModelSettings, found: Weights) -> int:
         """Return the bytes that work takes beside the tensors: by the rule of thumb for text, unless an engine knows better."""

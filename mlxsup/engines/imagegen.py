@@ -7,7 +7,6 @@ runner's to find out; here only what is there is looked at, and how much memory 
 from __future__ import annotations
 
 import importlib.util
-import math
 import platform
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import msgspec
 from mlxsup import weights
 from mlxsup.config import ModelSettings
 from mlxsup.config.rules import PathText
-from mlxsup.engines import wire
+from mlxsup.engines import environment, wire
 from mlxsup.engines.base import Address, Engine, Finding, Launch, Transport
 from mlxsup.errors import EngineUnavailable, InvalidRequest, LoadFailed
 from mlxsup.protocol import CompletionRequest, RunnerMemory
@@ -88,8 +87,8 @@ class ImagegenEngine(Engine):
         """Refuse machines without MLX or mflux, paths that are no model, and LoRAs that are not there."""
         if sys.platform == "darwin" and platform.machine() != "arm64":
             raise _unavailable(model, "MLX needs Apple silicon (arm64); this Mac is " + platform.machine())
-        if model.path not in BUILTIN and not _is_folder(model.path):
-            known = f"neither a folder, nor in {weights.default_cache()}, nor one of {', '.join(sorted(BUILTIN))}"
+        if model.path not in BUILTIN and not _is_there(model):
+            known = f"neither a folder, nor in {environment.hf_cache(model)}, nor one of {', '.join(sorted(BUILTIN))}"
             raise _refused(model, f"{model.path or '(no path)'} is no image model: {known}")
         keys = _keys(model)
         if model.path in BUILTIN and (keys.quantize or keys.lora_paths):
@@ -119,6 +118,7 @@ class ImagegenEngine(Engine):
             "--imagegen-engine",
             "--model",
             model.path,
+            *_limited(model),
             *_adapted(_keys(model)),
         )
         return Launch(
@@ -139,27 +139,35 @@ class ImagegenEngine(Engine):
         """The models that ship are weighed in their folder, others as the runner will quantise them."""
         if model.path in BUILTIN:
             return weights.measure(str(_BUILTIN_FOLDER))
-        found, bits = super().weigh(model), _keys(model).quantize
-        return _quantised(found, bits) if bits else found
+        found, keys = super().weigh(model), _keys(model)
+        return _with_loras(_quantised(found, keys.quantize) if keys.quantize else found, keys.lora_paths)
 
     def working_set(self, model: ModelSettings, found: Weights) -> int:
-        """What the largest picture takes that may be asked for."""
+        """What the largest picture takes that may be asked for, or what LoRAs take while they are folded in.
+
+        For that mflux holds the transformer as it is stored beside the one that it makes of it, whatever `quantize` says. What
+        is stored in fewer than 8 bits has 8 afterwards, so that it stays larger.
+        """
         del found
         if model.path in BUILTIN:
             return max_pixels(model) * _BUILTIN_BYTES_PER_PIXEL
-        return weights.image_working_set(max_pixels(model), 1)
+        picture = weights.image_working_set(max_pixels(model), 1)
+        if not _keys(model).lora_paths:
+            return picture
+        stored = super().weigh(model)
+        transformer = sum(file.bytes for file in stored.files if Path(file.path).parent.name == "transformer")
+        return picture + transformer if stored.parameters is None else max(picture, transformer)
 
     def check_request(self, model: ModelSettings, request: CompletionRequest) -> None:
-        """Refuse pictures larger than memory was reserved for; the models that ship know their own bounds."""
+        """Refuse pictures larger than memory was reserved for; a side that is left open, and then the size, is the runner's."""
         super().check_request(model, request)
-        if model.path in BUILTIN and not _configured_pixels(model):
+        if (model.path in BUILTIN and not _configured_pixels(model)) or not (request.width and request.height):
             return
         limit = max_pixels(model)
-        width, height = request.width or math.isqrt(limit), request.height or math.isqrt(limit)
-        if width * height > limit:
-            key = f"models.{model.name}.max_pixels"
+        if request.width * request.height > limit:
+            size, key = f"{request.width} x {request.height}", f"models.{model.name}.max_pixels"
             raise InvalidRequest(
-                f"{width} x {height} is more than the {limit} pixels that memory is reserved for; the key is {key}",
+                f"{size} is more than the {limit} pixels that memory is reserved for; the key is {key}",
                 details={"param": "width", "key": key},
             )
 
@@ -181,14 +189,20 @@ def _keys(model: ModelSettings) -> ImagegenKeys:
     return model.options if isinstance(model.options, ImagegenKeys) else ImagegenKeys()
 
 
-def _is_folder(path: str) -> bool:
-    """Tell whether a path is a folder, or names one in the Hugging Face cache, which is a single `/` away from that."""
+def _is_there(model: ModelSettings) -> bool:
+    """Tell whether the path is a folder, or names one in the Hugging Face cache, which is a single `/` away from that."""
+    path = model.path
     if not path or Path(path).is_dir():
         return bool(path)
     try:
-        return weights.snapshot.find(path, weights.default_cache()) is not None
+        return weights.snapshot.find(path, environment.hf_cache(model)) is not None
     except weights.UnreadableModel:
         return False
+
+
+def _limited(model: ModelSettings) -> list[str]:
+    """The runner's argument for what memory is reserved for; the models that ship have bounds of their own."""
+    return [] if model.path in BUILTIN and not _configured_pixels(model) else [f"--max-pixels={max_pixels(model)}"]
 
 
 def _adapted(keys: ImagegenKeys) -> list[str]:
@@ -209,6 +223,17 @@ def _quantised(found: Weights, bits: int) -> Weights:
     )
     total = sum(file.bytes for file in files)
     return msgspec.structs.replace(found, files=files, tensor_bytes=total, quantisation=f"{bits}-bit")
+
+
+def _with_loras(found: Weights, paths: list[str]) -> Weights:
+    """Add the files of LoRAs, which are read whole while a model loads."""
+    loras = [weights.measure(path) for path in paths]
+    return msgspec.structs.replace(
+        found,
+        files=found.files + tuple(file for lora in loras for file in lora.files),
+        tensor_bytes=found.tensor_bytes + sum(lora.tensor_bytes for lora in loras),
+        tensors=found.tensors + sum(lora.tensors for lora in loras),
+    )
 
 
 def _refused(model: ModelSettings, why: str) -> LoadFailed:

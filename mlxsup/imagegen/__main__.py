@@ -22,6 +22,9 @@ def _arguments() -> argparse.Namespace:
     where.add_argument("--port", type=int, help="TCP port on 127.0.0.1; 0 takes a free one")
     where.add_argument("--socket", help="path of a unix socket")
     parser.add_argument("--ready-fd", type=int, help="inherited descriptor that gets one byte when the model is loaded")
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="N", help="width x height of the largest picture that is made"
+    )
     parser.add_argument("--quantize", type=int, metavar="BITS", help="quantise the weights: 3, 4, 5, 6 or 8 bits")
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE", help="add a LoRA; may be given several times"
@@ -45,6 +48,7 @@ if __name__ == "__main__":
             port=given.port,
             socket=given.socket,
             ready_fd=given.ready_fd,
+            max_pixels=given.max_pixels,
             quantize=given.quantize,
             lora_paths=given.lora,
             lora_scales=given.lora_scale,

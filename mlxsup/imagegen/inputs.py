@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MOST_PIXELS = 50_000_000
 """Pixels of a picture that is taken; what its header says counts, before anything is decoded."""
 
+TEXT_ROOM = 16 << 20
+"""Bytes of a PNG's colour profile or text, unpacked: profiles of printers and whole workflows are some megabytes."""
+
 FORMATS = ("JPEG", "PNG", "WEBP")
 _ANIMATED = ("PNG", "WEBP")
 """Not JPEG: what has several pictures there are photographs, and the first is the one that is meant."""
@@ -40,8 +43,9 @@ def read_picture(data: bytes, name: str, longest: int) -> Image.Image:
     Raises:
         InvalidRequest: it is none of these, is broken or cut off, has several frames, or more than `MOST_PIXELS`.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+    PngImagePlugin.MAX_TEXT_CHUNK = TEXT_ROOM  # this process is the runner's; all texts together keep Pillow's 64 MiB
     _check_webp(data, name)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:

@@ -13,7 +13,7 @@ import msgspec
 from mlxsup.errors import InvalidRequest, UnsupportedParameter
 from mlxsup.imagegen.encoding import DEFAULT_QUALITY, Output
 from mlxsup.imagegen.inputs import read_picture
-from mlxsup.imagegen.pipelines.base import MOST_STEPS, Order, Pipeline
+from mlxsup.imagegen.pipelines.base import MOST_STEPS, Order, Pipeline, Sizes
 from mlxsup.metadata import Settings
 from mlxsup.protocol import CompletionRequest
 
@@ -26,13 +26,20 @@ _BY_THE_RUNNER = frozenset({"width", "height", "steps", "seed", "output_format",
 _decoder = msgspec.json.Decoder(CompletionRequest)
 
 
-def read_order(body: bytes | bytearray, pipeline: Pipeline) -> tuple[Order, Output]:
+def read_order(body: bytes | bytearray, pipeline: Pipeline, max_pixels: int | None = None) -> tuple[Order, Output]:
     """Read one request; what it leaves open gets the pipeline's defaults, and a seed is chosen.
 
     Without a size, an edited picture keeps the shape it came in, if the pipeline can make such shapes.
 
+    Args:
+        body: JSON.
+        pipeline: which is to carry it out.
+        max_pixels: width x height that memory is reserved for; None where only the pipeline's own bounds hold. A side that
+            nobody asks for is as small as that needs.
+
     Raises:
-        InvalidRequest: not JSON, an unknown key, a wrong type, a value out of range, or a picture that cannot be read.
+        InvalidRequest: not JSON, an unknown key, a wrong type, a value out of range, a picture that cannot be read, or one to
+            make that has more than `max_pixels`.
         UnsupportedParameter: a known field that this pipeline can do nothing with.
     """
     try:
@@ -54,8 +61,12 @@ def read_order(body: bytes | bytearray, pipeline: Pipeline) -> tuple[Order, Outp
             raise InvalidRequest(complaint)
     request.check()
     output = _output(request)
-    images = _images(request, pipeline)
-    width, height = _size(request, pipeline, images)
+    sizes = pipeline.sizes if max_pixels is None else pipeline.sizes.within(max_pixels)
+    images = _images(request, pipeline.most_images, sizes)
+    width, height = _size(request, sizes, images)
+    if max_pixels is not None and width * height > max_pixels:
+        told = f"{width} x {height} is more than the {max_pixels} pixels that memory is reserved for; the key is max_pixels"
+        raise InvalidRequest(told, details={"param": "height" if request.width is None else "width"})
     order = Order(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -117,17 +128,17 @@ def _output(request: CompletionRequest) -> Output:
     )
 
 
-def _images(request: CompletionRequest, pipeline: Pipeline) -> tuple[Image.Image, ...]:
-    if len(request.images) > pipeline.most_images:
-        pictures = "one picture" if pipeline.most_images == 1 else f"{pipeline.most_images} pictures"
+def _images(request: CompletionRequest, most: int, sizes: Sizes) -> tuple[Image.Image, ...]:
+    if len(request.images) > most:
+        pictures = "one picture" if most == 1 else f"{most} pictures"
         told = f"images: this model takes {pictures} at once, not {len(request.images)}"
         raise InvalidRequest(told, details={"param": "images"})
-    longest = max(request.width or pipeline.sizes.default, request.height or pipeline.sizes.default)
+    longest = max(request.width or sizes.default, request.height or sizes.default)
     return tuple(read_picture(data, f"images[{index}]", longest) for index, data in enumerate(request.images))
 
 
-def _size(request: CompletionRequest, pipeline: Pipeline, images: tuple[Image.Image, ...]) -> tuple[int, int]:
-    sizes, width, height = pipeline.sizes, request.width, request.height
+def _size(request: CompletionRequest, sizes: Sizes, images: tuple[Image.Image, ...]) -> tuple[int, int]:
+    width, height = request.width, request.height
     if not (images and sizes.keep_shape) or (width and height):
         return width or sizes.default, height or sizes.default
     shape = images[0].width / images[0].height

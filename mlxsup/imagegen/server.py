@@ -36,6 +36,7 @@ def main(
     port: int | None,
     socket: str | None,
     ready_fd: int | None = None,
+    max_pixels: int | None = None,
     quantize: int | None = None,
     lora_paths: Sequence[str] = (),
     lora_scales: Sequence[float] = (),
@@ -43,7 +44,8 @@ def main(
     """Serve one model until SIGINT, SIGTERM, or the supervisor's end.
 
     Call it in the main thread of a process of its own. It takes over signals and logging, and once it has served it ends
-    the process itself: with code 0 after a signal or the supervisor's end, 1 when the model could not be loaded.
+    the process itself: with code 0 after a signal or the supervisor's end, 1 when the model could not be loaded or its thread
+    broke.
 
     Args:
         model: `builtin:emoji`, the folder of a pipeline, or `ORG/NAME` of the Hugging Face cache.
@@ -51,6 +53,7 @@ def main(
         port: TCP port; 0 takes a free one, which the log names.
         socket: path of a unix socket, instead of a port.
         ready_fd: inherited descriptor that gets one byte, and is closed, as soon as the model is loaded.
+        max_pixels: width x height of the largest picture that is made; None leaves that to the pipeline.
         quantize: bits of a weight, of `selection.BITS`; None leaves them as they are stored.
         lora_paths: files of LoRAs to add to the weights.
         lora_scales: how strongly, one for each; none at all stands for 1.
@@ -66,6 +69,8 @@ def main(
     try:
         load = resolve(model, Adaptation(quantize, paired(lora_paths, lora_scales)))
         supervisor = _supervisor_pid()
+        if max_pixels is not None and max_pixels < 1:
+            raise ValueError(f"max_pixels must be 1 or more, not {max_pixels}")
     except (NoSuchModelError, ValueError) as error:
         return _failed(str(error))
     try:
@@ -76,7 +81,9 @@ def main(
 
     from mlxsup.imagegen.service import Service  # imports aiohttp
 
-    service = Service(load, model=model, listener=listener, ready_fd=ready_fd, supervisor=supervisor)
+    service = Service(
+        load, model=model, max_pixels=max_pixels, listener=listener, ready_fd=ready_fd, supervisor=supervisor
+    )
     try:
         failure = asyncio.run(_until_signalled(service))
     finally:

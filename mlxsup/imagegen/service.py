@@ -43,6 +43,7 @@ class Service:
     Args:
         load: makes the pipeline; from `pipelines.base.resolve`.
         model: its name or path, for health; pictures tell the name alone.
+        max_pixels: see `orders.read_order`.
         listener: bound and listening; closed at the end.
         ready_fd: gets one byte, and is closed, as soon as the model is loaded.
         supervisor: process id that must stay this process's parent; None if nobody supervises it.
@@ -54,13 +55,15 @@ class Service:
         load: Loader,
         *,
         model: str,
+        max_pixels: int | None = None,
         listener: sockets.socket,
         ready_fd: int | None = None,
         supervisor: int | None = None,
         heartbeat: float = HEARTBEAT,
     ) -> None:
-        self.worker = Worker(load, on_ready=self._tell_ready, on_failed=self._load_failed)
+        self.worker = Worker(load, on_ready=self._tell_ready, on_failed=self._failed)
         self._model = model
+        self._max_pixels = max_pixels
         self._listener = listener
         self._ready_fd = ready_fd
         self._supervisor = supervisor
@@ -75,7 +78,7 @@ class Service:
         """Load the model and serve it until `end` is called; once only.
 
         Returns:
-            Why the model could not be loaded, in one line; None after an orderly end.
+            Why the model could not be loaded, or no picture can be made any more, in one line; None after an orderly end.
         """
         self._loop = asyncio.get_running_loop()
         app = web.Application(middlewares=[_errors_as_json])
@@ -91,8 +94,9 @@ class Service:
             await self._ending.wait()
         finally:
             watch.cancel()
+            why = self._failure or "the runner is ending"
             for lines in self._answers:
-                lines.put(Line.of(CompletionChunk(content="error: the runner is ending", done=True)))
+                lines.put(Line.of(CompletionChunk(content=f"error: {why}", done=True)))
             self._reading.shutdown(wait=False)
             await asyncio.to_thread(self.worker.stop, GRACE)
             await site.cleanup()
@@ -121,12 +125,14 @@ class Service:
         body = await _read(request)
         self._check_ending()
         # One at a time: pictures that come along are decoded, and each may take much memory.
-        order, output = await asyncio.get_running_loop().run_in_executor(self._reading, read_order, body, pipeline)
+        order, output = await asyncio.get_running_loop().run_in_executor(
+            self._reading, read_order, body, pipeline, self._max_pixels
+        )
         self._check_ending()
         del body
         lines = Lines()
         lines.put(Line.of(CompletionChunk(step=0, total=order.steps)))
-        settings = settings_of(order, pipeline, self._shown_model()) if output.metadata else None
+        settings = settings_of(order, pipeline, _name(self._model)) if output.metadata else None
         job = Job(order, output, settings, lambda chunk: self._deliver(lines, chunk))
         self.worker.submit(job)
         self._answers.add(lines)
@@ -139,9 +145,6 @@ class Service:
     def _check_ending(self) -> None:
         if self._ending.is_set():
             raise ShuttingDown("the runner is ending")
-
-    def _shown_model(self) -> str:
-        return Path(self._model).name
 
     async def _answer(self, request: web.Request, lines: Lines) -> web.StreamResponse:
         """Send lines up to the last; the latest step again whenever `heartbeat` seconds bring none."""
@@ -173,7 +176,7 @@ class Service:
             with suppress(OSError), os.fdopen(self._ready_fd, "wb", buffering=0) as pipe:
                 pipe.write(b"\n")
 
-    def _load_failed(self, why: str) -> None:
+    def _failed(self, why: str) -> None:
         """Called in the worker's thread."""
         assert self._loop is not None
         self._failure = why
@@ -187,6 +190,13 @@ class Service:
                 self.end()
                 return
             await asyncio.sleep(SUPERVISOR_CHECK)
+
+
+def _name(model: str) -> str:
+    """Return what a model is called without where it is kept; a folder of the Hugging Face cache is named after its repository."""
+    path = Path(model)
+    name = path.parents[1].name if path.parent.name == "snapshots" else path.name
+    return (name.rpartition("--")[2] if name.startswith("models--") else name) or model
 
 
 async def _read(request: web.Request) -> bytearray:

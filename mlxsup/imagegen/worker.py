@@ -60,7 +60,7 @@ class Worker:
     Args:
         load: makes the pipeline; from `pipelines.base.resolve`.
         on_ready: called in the thread as soon as the pipeline is loaded.
-        on_failed: called in the thread with one line when it cannot be loaded; the thread then ends.
+        on_failed: called in the thread with one line when it cannot be loaded, or the thread breaks; the thread then ends.
     """
 
     def __init__(self, load: Loader, *, on_ready: Callable[[], None], on_failed: Callable[[str], None]) -> None:
@@ -125,6 +125,19 @@ class Worker:
         logger.info(GIVEN_UP)
 
     def _run(self) -> None:
+        """Work until told to stop; a thread that breaks says so, as without it the process would only look healthy."""
+        why = "the thread that makes pictures broke"
+        try:
+            self._work()
+            why = ""
+        except BaseException as error:  # noqa: BLE001 - nothing is above this
+            why += f": {type(error).__name__}: {_one_line(error)}"
+        finally:
+            if why:
+                self._on_failed(why)
+
+    def _work(self) -> None:
+        # Libraries written in Rust raise what is no Exception when they panic, as tokenizers do at some prompts.
         began = time.monotonic()
         try:
             _prepare_mlx()
@@ -133,7 +146,7 @@ class Worker:
             missing = "Pillow" if (error.name or "").startswith("PIL") else "MLX"
             self._on_failed(f"{missing} is not importable: {_one_line(error)}; mend: pip install 'mlxsup[imagegen]'")
             return
-        except Exception as error:  # noqa: BLE001 - whatever it is, the process says so in its last line and ends
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the process says so in its last line and ends
             self._on_failed(f"the model cannot be loaded: {_one_line(error)}")
             return
         self._note_memory()
@@ -146,7 +159,7 @@ class Worker:
                 self._make(job, pipeline)
             except _GivenUpError:
                 logger.info(GIVEN_UP)
-            except Exception as error:  # noqa: BLE001 - it fails this picture, and the next one may work
+            except BaseException as error:  # noqa: BLE001 - it fails this picture, and the next one may work
                 # One line an event, so no traceback.
                 logger.error("a picture failed: %s: %s", type(error).__name__, _one_line(error))  # noqa: TRY400
                 job.deliver(CompletionChunk(content=f"error: {_one_line(error)}", done=True))

@@ -10,17 +10,28 @@ from typing import Final
 from mlxsup.weights.reading import Folder, Path, brief, exists, listing, text_file, unreadable
 
 _NAME = re.compile(r"((?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*)(?:@([\w.-]+))?", re.ASCII)
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})", re.ASCII)
 _DEFAULT_REVISION: Final = "main"
 _REF_LIMIT: Final = 1024
 
 
 def default_cache(environ: Mapping[str, str] = os.environ) -> str:
-    """Return where the cache is: $HF_HUB_CACHE, $HF_HOME/hub, or ~/.cache/huggingface/hub ($XDG_CACHE_HOME counts)."""
-    if environ.get("HF_HUB_CACHE"):
-        return os.path.expanduser(environ["HF_HUB_CACHE"])  # noqa: PTH111 - never raises
+    """Return where a program with this environment has the cache, by the rules of huggingface_hub.
+
+    That is $HF_HUB_CACHE, $HUGGINGFACE_HUB_CACHE as older programs call it, $HF_HOME/hub, or ~/.cache/huggingface/hub
+    ($XDG_CACHE_HOME counts). `~` and variables in these are filled in.
+    """
     base = environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = environ.get("HF_HOME") or f"{base}/huggingface"
-    return os.path.expanduser(f"{home}/hub")  # noqa: PTH111
+    return _filled(environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub", environ)
+
+
+def _filled(path: str, environ: Mapping[str, str]) -> str:
+    """Fill in `~` first, then variables, once; what is not set stays as it is written."""
+    if path.split("/", 1)[0] == "~" and environ.get("HOME"):
+        path = environ["HOME"].rstrip("/") + path[1:]
+    path = os.path.expanduser(path)  # noqa: PTH111 - never raises
+    return _VARIABLE.sub(lambda match: environ.get(match[1] or match[2], match[0]), path)
 
 
 def find(name: str, cache: Path) -> str | None:

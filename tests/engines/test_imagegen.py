@@ -17,6 +17,8 @@ from mlxsup.config import ModelSettings, parse
 from mlxsup.engines import ENGINES, KEYS, Address, Engine, Launch
 from mlxsup.engines import imagegen as imagegen_module
 from mlxsup.errors import ConfigError, EngineUnavailable, LoadFailed, NotSupported
+from mlxsup.learnt import Learnt
+from mlxsup.machine import reckon
 from mlxsup.protocol import CompletionRequest, Options
 
 ENGINE: Engine = ENGINES["imagegen"]
@@ -43,6 +45,16 @@ def interpreter(folder: Path, *packages: str) -> str:
     path.write_text(f'#!/bin/sh\nPYTHONPATH={block}:{Path(__file__).parents[2]} exec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return str(path)
+
+
+def write(path: Path, dtype: str, shape: tuple[int, int]) -> None:
+    """Write a file of one tensor, without its bytes."""
+    size = shape[0] * shape[1] * {"F16": 2, "BF16": 2, "U32": 4}[dtype]
+    header = json.dumps({"weight": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
 
 
 class TestCheck:
@@ -207,6 +219,19 @@ class TestLaunch:
             *("--lora-scale=0.5", "--lora-scale=-1.0"),
         ]
 
+    @pytest.mark.parametrize(
+        ("path", "keys", "expected"),
+        [
+            ("builtin:emoji", {}, []),
+            ("builtin:emoji", {"max_pixels": 4096}, ["--max-pixels=4096"]),
+            ("/m", {}, ["--max-pixels=1048576"]),
+            ("/m", {"max_pixels": 512 * 512}, ["--max-pixels=262144"]),
+        ],
+    )
+    def test_the_runner_is_told_what_is_reserved(self, path: str, keys: dict[str, Any], expected: list[str]) -> None:
+        argv = ENGINE.launch(model(path, **keys), Address(port=1)).argv
+        assert [part for part in argv if part.startswith("--max-pixels")] == expected
+
     def test_odd_paths_stay_one_argument(self) -> None:
         argv = ENGINE.launch(model("/models/a b; rm -rf $HOME"), Address(port=1)).argv
         assert argv[argv.index("--model") + 1] == "/models/a b; rm -rf $HOME"
@@ -264,12 +289,7 @@ class TestWeigh:
     def folder(self, tmp_path: Path) -> Path:
         """A pipeline with 1,024,000 numbers of 16 bits in its transformer, and 512,000 in its autoencoder."""
         for name, rows in (("transformer", 1000), ("vae", 500)):
-            header = {"weight": {"dtype": "BF16", "shape": [rows, 1024], "data_offsets": [0, 2048 * rows]}}
-            encoded = json.dumps(header).encode()
-            (tmp_path / name).mkdir()
-            with (tmp_path / name / "0.safetensors").open("wb") as file:
-                file.write(len(encoded).to_bytes(8, "little") + encoded)
-                file.truncate(8 + len(encoded) + 2048 * rows)
+            write(tmp_path / name / "0.safetensors", "BF16", (rows, 1024))
         return tmp_path
 
     def test_as_stored(self, folder: Path) -> None:
@@ -286,6 +306,56 @@ class TestWeigh:
         path = folder / "transformer/0.safetensors"
         path.write_bytes(path.read_bytes().replace(b'"BF16", "shape": [1000, 1024]', b'"U32", "shape": [1000,  512] '))
         assert ENGINE.weigh(model(str(folder), quantize=4)).tensor_bytes == 3 * 1_024_000
+
+
+class TestLoras:
+    @staticmethod
+    def lora(folder: Path, rows: int) -> str:
+        write(folder / "style.safetensors", "F16", (rows, 512))
+        return str(folder / "style.safetensors")
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A pipeline with 40 MiB of 16 bits in its transformer, and 2 MiB in its autoencoder."""
+        write(tmp_path / "pipeline/transformer/0.safetensors", "BF16", (20_480, 1024))
+        write(tmp_path / "pipeline/vae/0.safetensors", "BF16", (1024, 1024))
+        return tmp_path / "pipeline"
+
+    def test_their_files_count(self, folder: Path, tmp_path: Path) -> None:
+        plain = ENGINE.weigh(model(str(folder), quantize=4))
+        found = ENGINE.weigh(model(str(folder), quantize=4, lora_paths=2 * [self.lora(tmp_path, 1024)]))
+        assert found.tensor_bytes == plain.tensor_bytes + (2 << 20) == sum(file.bytes for file in found.files)
+        assert found.tensors == plain.tensors + 2
+
+    def test_another_lora_in_the_same_place_is_another_model(self, folder: Path, tmp_path: Path) -> None:
+        learnt = Learnt(tmp_path)
+        keys = []
+        for rows in (1024, 2048):
+            settings = model(str(folder), lora_paths=[self.lora(tmp_path, rows)])
+            keys.append(reckon(settings, learnt).key)
+        assert keys[0] != keys[1]
+
+    def test_one_that_cannot_be_read_is_named(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "style.safetensors").write_bytes(b"\xff" * 20)
+        with pytest.raises(LoadFailed, match=r"style\.safetensors: no safetensors") as caught:
+            ENGINE.need(model(str(folder), lora_paths=[str(tmp_path / "style.safetensors")]))
+        assert caught.value.message.endswith("; or say what it needs: models.pic.memory")
+
+    def test_while_they_are_folded_in_the_transformer_is_held_as_it_is_stored(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        """That is before any picture is made, so the larger of the two counts."""
+        small, lora = {"quantize": 4, "max_pixels": 64 * 64}, self.lora(tmp_path, 1024)
+        picture = ENGINE.need(model(str(folder), **small)).working_set
+        assert picture < 40 << 20
+        assert ENGINE.need(model(str(folder), **small, lora_paths=[lora])).working_set == 40 << 20
+        usual = ENGINE.need(model(str(folder), lora_paths=[lora])).working_set
+        assert usual == ENGINE.need(model(str(folder))).working_set > 40 << 20
+
+    def test_what_is_stored_in_few_bits_stays_larger(self, folder: Path, tmp_path: Path) -> None:
+        write(folder / "transformer/0.safetensors", "U32", (10_240, 1024))
+        plain = ENGINE.need(model(str(folder))).working_set
+        assert ENGINE.need(model(str(folder), lora_paths=[self.lora(tmp_path, 1024)])).working_set == plain + (40 << 20)
 
 
 class TestAbilities:

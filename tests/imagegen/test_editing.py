@@ -164,6 +164,18 @@ async def test_library_callers_edit_and_are_told_what_is_wrong(heart: Image.Imag
             await anext(sup.completion("emoji", prompt="x", strength=0.5))
 
 
+async def test_what_is_reserved_bounds_the_size_that_nobody_asks_for() -> None:
+    entry = {"engine": "imagegen", "path": "builtin:emoji", "max_pixels": 96 * 96}
+    async with Supervisor(parse({"models": {"emoji": entry}}, KEYS)) as sup:
+        for width, height, size in ((None, None, (96, 96)), (None, 88, (96, 88)), (128, 72, (128, 72))):
+            async with sup.completion("emoji", prompt="x", steps=1, width=width, height=height) as completion:
+                last = [chunk async for chunk in completion][-1]
+            with Image.open(io.BytesIO(last.image_bytes())) as found:
+                assert found.size == size
+        with pytest.raises(InvalidRequest, match=r"128 x 96 is more than the 9216 pixels .*; the key is max_pixels"):
+            await anext(sup.completion("emoji", prompt="x", width=128))
+
+
 class Taking(Gated):
     """A pipeline that notes what it is given; it takes two pictures, and knows no strength."""
 
@@ -212,6 +224,57 @@ class TestPipelines:
         assert (given.width, given.height) == size == result([last]).size
         assert [image.mode for image in given.images] == ["RGB", "RGB"]
         assert given.strength == 1.0
+
+    @pytest.mark.parametrize(
+        ("most", "shape", "asked", "size"),
+        [
+            (512 * 512, None, {}, (512, 512)),
+            (512 * 512 - 1, None, {}, (496, 496)),
+            (256 * 256, None, {}, (256, 256)),
+            (256 * 256, None, {"width": 256}, (256, 256)),
+            (1024 * 1024, None, {"height": 2048}, (512, 2048)),
+            (256 * 256, (300, 200), {}, (256, 176)),
+            (256 * 256, (4000, 10), {}, (256, 64)),
+            (256 * 256, (200, 300), {"height": 256}, (176, 256)),
+            (64 * 64, (10, 10), {}, (64, 64)),
+        ],
+    )
+    async def test_a_size_that_is_left_open_fits_what_is_reserved(
+        self, tmp_path: Path, most: int, shape: tuple[int, int] | None, asked: dict[str, int], size: tuple[int, int]
+    ) -> None:
+        pipeline = Taking()
+        order = {"prompt": "x", "images": wired(Image.new("RGB", shape, "red")) if shape else [], **asked}
+        async with (
+            serving(pipeline, tmp_path, max_pixels=most) as runner,
+            runner.session.post("/completion", json=order) as answer,
+        ):
+            assert answer.status == 200, await answer.text()
+            await answer.read()
+        assert [(made.width, made.height) for made in pipeline.orders] == [size]
+
+    @pytest.mark.parametrize(
+        ("most", "shape", "asked", "size"),
+        [
+            (512 * 512, None, {"width": 512, "height": 528}, "512 x 528"),
+            (256 * 256, None, {"width": 512}, "512 x 256"),
+            (512 * 512, (100, 1000), {"width": 512}, "512 x 4096"),
+            (512 * 512, (1000, 100), {"height": 512}, "4096 x 512"),
+            (64 * 64 - 1, None, {}, "64 x 64"),
+        ],
+    )
+    async def test_what_is_larger_than_that_is_refused(
+        self, tmp_path: Path, most: int, shape: tuple[int, int] | None, asked: dict[str, int], size: str
+    ) -> None:
+        pipeline = Taking()
+        order = {"prompt": "x", "images": wired(Image.new("RGB", shape, "red")) if shape else [], **asked}
+        async with (
+            serving(pipeline, tmp_path, max_pixels=most) as runner,
+            runner.session.post("/completion", json=order) as answer,
+        ):
+            error = (await answer.json())["error"]
+        assert (answer.status, error["code"], pipeline.orders) == (400, "invalid_request", [])
+        told = f"{size} is more than the {most} pixels that memory is reserved for; the key is max_pixels"
+        assert error["message"] == told
 
     async def test_one_more_than_it_takes_is_refused(self, tmp_path: Path) -> None:
         order = {"prompt": "x", "images": 3 * wired(Image.new("RGB", (9, 9)))}

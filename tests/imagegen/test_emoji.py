@@ -97,6 +97,16 @@ def test_unknown_words_are_logged(model: EmojiModel, caplog: pytest.LogCaptureFi
     assert caplog.messages == ["unknown words: xyzzy plugh"]
 
 
+@pytest.mark.parametrize("prompt", ["xyzzy " * 100_000, "x" * 100_000], ids=["many words", "a long word"])
+def test_a_line_of_unknown_words_ends(model: EmojiModel, caplog: pytest.LogCaptureFixture, prompt: str) -> None:
+    with caplog.at_level(logging.INFO, logger=sample.__name__):
+        model.generate(prompt, width=SIDE, height=SIDE, steps=1, seed=1)
+    (line,) = caplog.messages
+    assert line.startswith(f"unknown words: {prompt[:100]}")
+    assert line.endswith("...")
+    assert len(line) < 300
+
+
 def test_missing_weights_are_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"emoji\.safetensors"):
         EmojiModel.load(tmp_path)

@@ -133,6 +133,14 @@ class TestTaken:
     def test_broken_exif_leaves_it_as_it_is(self) -> None:
         assert alike(read(saved(sample(), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff")), sample())
 
+    @pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+    @pytest.mark.parametrize("size", [2 << 20, 12 << 20])
+    def test_much_packed_text_or_profile_is_no_reason_to_refuse_it(self, kind: bytes, size: int) -> None:
+        start = b"workflow\0\1\0\0\0" if kind == b"iTXt" else b"workflow\0\0"
+        plain = saved(sample(), "PNG")
+        data = plain[:33] + chunk(kind, start + zlib.compress(b"a" * size)) + plain[33:]
+        assert alike(read(data), sample())
+
     def test_a_photograph_with_a_second_picture_in_its_file(self) -> None:
         """As telephones make them: the second one is of depth, or small."""
         data = saved(
@@ -211,6 +219,12 @@ class TestRefused:
         told = refusal(HEADERS[kind](10_000, MOST_PIXELS // 10_000))
         assert "megapixels" not in told
 
+    @pytest.mark.parametrize("size", [200 << 20, 17 << 20])
+    def test_text_that_unpacks_to_no_end(self, size: int) -> None:
+        plain = saved(sample(), "PNG")
+        data = plain[:33] + chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(size))) + plain[33:]
+        assert "is broken or cut off: " in refusal(data)
+
     def test_a_canvas_of_four_thousand_million_pixels(self) -> None:
         assert "4294836225" not in refusal(webp_x(65_535, 65_535))
 
@@ -244,6 +258,10 @@ def settle(data: bytes) -> None:
         assert error.message.startswith("images[0] ")  # noqa: PT017 - each may go either way
     else:
         assert found.mode == "RGB"
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png(width: int, height: int) -> bytes:

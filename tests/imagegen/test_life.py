@@ -195,6 +195,11 @@ def test_a_port_in_use_is_told() -> None:
         )
 
 
+def test_a_bound_that_lets_nothing_pass_is_told() -> None:
+    said = last_words("--port", "0", "--max-pixels=0")
+    assert said == (1, "mlxsup runner: max_pixels must be 1 or more, not 0")
+
+
 def test_a_port_that_is_none_is_told() -> None:
     code, line = last_words("--port", "70000")
     assert code == 1

@@ -18,6 +18,7 @@ from mlxsup.imagegen.pipelines.base import Order
 from mlxsup.imagegen.pipelines.mflux.folders import Base
 from mlxsup.imagegen.pipelines.mflux.pipeline import MOST_PROMPTS, MfluxPipeline, Traits, _pooled
 from tests.imagegen.conftest import PATIENCE
+from tests.imagegen.test_service import PanicException
 
 RED = Image.new("RGB", (64, 32), "red")
 
@@ -160,6 +161,17 @@ def test_each_model_has_its_traits() -> None:
 
     assert set(TRAITS) == set(get_args(Base))
     assert {base for base, traits in TRAITS.items() if "negative_prompt" in traits.honours} == {"z-image", "qwen-image"}
+
+
+def test_a_tokenizer_that_panics_is_named() -> None:
+    """A panic of the Rust within is no Exception."""
+    from mlxsup.imagegen.pipelines.mflux.loading import _try_tokenizers
+
+    def panic(_: str) -> None:
+        raise PanicException("no vocabulary")
+
+    with pytest.raises(ValueError, match=r"^the tokenizer t5 is broken: no vocabulary$"):
+        _try_tokenizers(SimpleNamespace(tokenizers={"t5": SimpleNamespace(tokenize=panic)}))
 
 
 def test_without_mflux_the_runner_says_so_with_its_mend(tmp_path: Path) -> None:

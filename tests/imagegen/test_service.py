@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket as sockets
@@ -19,14 +20,19 @@ from PIL import Image
 
 from mlxsup.imagegen.pipelines.base import OnStep, Order, Progress, Sizes
 from mlxsup.imagegen.service import Service
-from mlxsup.imagegen.worker import QUEUE
+from mlxsup.imagegen.worker import QUEUE, Worker
+from mlxsup.metadata import read_settings
 from tests.imagegen.conftest import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
 
+class PanicException(BaseException):
+    """No Exception, as their panics are none."""
+
+
 class Gated:
-    """A pipeline that waits at `gate` after its first step, and fails if the prompt says so."""
+    """A pipeline that waits at `gate` after its first step, and fails or panics if the prompt says so."""
 
     sizes = Sizes(smallest=32, multiple=8, default=32)
     default_steps = 2
@@ -49,6 +55,8 @@ class Gated:
         assert self.gate.wait(PATIENCE)
         if order.prompt == "fail":
             raise RuntimeError("out of\nluck")
+        if order.prompt == "panic":
+            raise PanicException("called `Option::unwrap()` on a `None` value")
         on_step(2, order.steps)
         return Image.new("RGB", (order.width, order.height))
 
@@ -63,13 +71,17 @@ class Serving:
 
 
 @asynccontextmanager
-async def serving(pipeline: Gated, tmp_path: Path, heartbeat: float = 10.0) -> AsyncIterator[Serving]:
+async def serving(
+    pipeline: Gated, tmp_path: Path, heartbeat: float = 10.0, model: str = "gated", max_pixels: int | None = None
+) -> AsyncIterator[Serving]:
     path = str(tmp_path / "s")
     listener = sockets.socket(sockets.AF_UNIX)
     listener.bind(path)
     listener.listen()
     ready, write_end = os.pipe()
-    service = Service(pipeline.load, model="gated", listener=listener, heartbeat=heartbeat, ready_fd=write_end)
+    service = Service(
+        pipeline.load, model=model, max_pixels=max_pixels, listener=listener, heartbeat=heartbeat, ready_fd=write_end
+    )
     connector = aiohttp.UnixConnector(path, limit=0)
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
     async with anyio.create_task_group() as tasks:
@@ -128,6 +140,69 @@ async def test_a_picture_that_fails_ends_in_one_error_line_and_the_next_one_work
             assert (await lines_of(answer))[-1] == {"content": "error: out of luck", "done": True}
         async with runner.completion("x") as answer:
             assert "image" in (await lines_of(answer))[-1]
+
+
+async def test_a_panic_fails_its_picture_and_the_next_one_works(tmp_path: Path) -> None:
+    pipeline = Gated()
+    pipeline.gate.set()
+    async with serving(pipeline, tmp_path) as runner:
+        async with runner.completion("panic") as answer:
+            last = (await lines_of(answer))[-1]
+        async with runner.completion("x") as answer:
+            assert "image" in (await lines_of(answer))[-1]
+    assert last == {"content": "error: called `Option::unwrap()` on a `None` value", "done": True}
+
+
+async def test_a_panic_while_loading_is_told_and_ends_it(tmp_path: Path) -> None:
+    def load(progress: Progress) -> Gated:
+        raise PanicException("no such\nvocabulary")
+
+    with sockets.socket(sockets.AF_UNIX) as listener, anyio.fail_after(PATIENCE):
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        told = await Service(load, model="m", listener=listener).serve()
+    assert told == "the model cannot be loaded: no such vocabulary"
+
+
+async def test_a_thread_that_breaks_ends_the_runner_and_tells_its_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, nothing would ever be made again, and the runner would still look well."""
+
+    def broken(_: Worker) -> None:
+        raise PanicException("twice")
+
+    pipeline = Gated()
+    async with serving(pipeline, tmp_path) as runner, AsyncExitStack() as callers:
+        answers = [await callers.enter_async_context(runner.completion("x")) for _ in range(2)]
+        assert [json.loads(await answers[0].content.readline())["step"] for _ in range(2)] == [0, 1]
+        monkeypatch.setattr(Worker, "_note_memory", broken)
+        pipeline.gate.set()
+        said = [(await lines_of(answer))[-1]["content"] for answer in answers]
+    assert said == ["error: twice", "error: the thread that makes pictures broke: PanicException: twice"]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("builtin:emoji", "builtin:emoji"),
+        ("/models/flux dev/", "flux dev"),
+        ("org/name", "name"),
+        ("/hub/models--org--name/snapshots/0123abc", "name"),
+        ("/hub/models--org--name", "name"),
+        ("/hub/models--name/snapshots/0123abc/", "name"),
+        ("snapshots/0123abc", "snapshots/0123abc"),
+        (".", "."),
+    ],
+)
+async def test_a_picture_tells_what_its_model_is_called(tmp_path: Path, model: str, name: str) -> None:
+    pipeline = Gated()
+    pipeline.gate.set()
+    async with serving(pipeline, tmp_path, model=model) as runner, runner.completion("x") as answer:
+        picture = base64.b64decode((await lines_of(answer))[-1]["image"])
+    await anyio.Path(tmp_path / "picture").write_bytes(picture)
+    said = await anyio.to_thread.run_sync(read_settings, tmp_path / "picture")
+    assert (said or {})["model"] == name
 
 
 async def test_all_callers_are_told_when_the_runner_ends(tmp_path: Path) -> None:

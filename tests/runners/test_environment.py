@@ -27,7 +27,7 @@ class TestPassedOn:
         [
             *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME"),
             *("HF_HUB_CACHE", "CUDA_VISIBLE_DEVICES", "NVIDIA_DRIVER", "MLX_METAL_JIT", "METAL_DEVICE_WRAPPER_TYPE"),
-            *("SSL_CERT_FILE", "SSL_CERT_DIR"),
+            *("SSL_CERT_FILE", "SSL_CERT_DIR", "HUGGINGFACE_HUB_CACHE"),
         ],
     )
     def test_what_runners_need(self, name: str) -> None:

@@ -141,3 +141,25 @@ def test_the_size_of_a_picture_counts_or_is_refused(tmp_path: Path, capsys: pyte
 def test_of_models_that_ship_the_names_are_told() -> None:
     with pytest.raises(ModelNotFound, match="builtin:nope; there is builtin:emoji"):
         run("builtin:nope")
+
+
+def test_what_is_declared_is_told_although_the_files_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m").mkdir()
+    write(tmp_path / "m/pytorch_model.bin", b"x")
+    config = write(
+        tmp_path / "config.toml",
+        f'[models.bin]\nengine = "command"\ncommand = ["x"]\npath = "{tmp_path}/m"\nmemory = "3GiB"\n'
+        f'[models.unsaid]\nengine = "command"\ncommand = ["x"]\npath = "{tmp_path}/m"\n',
+    )
+    why = f"{tmp_path}/m: holds no .safetensors and no .gguf files; PyTorch's .bin files are not read"
+
+    assert run("bin", "--config", str(config)) == 0
+    assert capsys.readouterr().out.splitlines() == [f"bin: files not read: {why}", "need 3.0 GiB: declared"]
+    run("bin", "--config", str(config), "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert (found["weights"], found["unread"], found["need"]["total"]) == (None, why, 3 * 1024**3)
+    with pytest.raises(UnreadableModel) as caught:
+        run("unsaid", "--config", str(config))
+    assert caught.value.message == f"{why}; or say what it needs: models.unsaid.memory"

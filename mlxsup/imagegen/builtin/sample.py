@@ -24,6 +24,9 @@ from mlxsup.imagegen.previews import preview_size
 WEIGHTS = Path(__file__).parent / "emoji.safetensors"
 """The weights that ship; their metadata carries the vocabulary."""
 
+MOST_TOLD = 200
+"""Characters of unknown words that a line of the log has."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -93,7 +96,7 @@ class EmojiModel:
         """
         rows, unknown = self.vocabulary.rows(prompt)
         if unknown:
-            logger.info("unknown words: %s", " ".join(unknown))
+            logger.info("unknown words: %s", _brief(unknown))
         shown = preview_size(width, height)
         x = mx.random.normal((1, SIDE, SIDE, 3), key=mx.random.key(seed))
         if picture is None:
@@ -116,6 +119,12 @@ class EmojiModel:
         count = words.shape[0]
         velocity: mx.array = self.net(mx.broadcast_to(x, (count, *x.shape[1:])), mx.full((count,), time), words)
         return velocity if count == 1 else velocity[1:] + guidance * (velocity[:1] - velocity[1:])
+
+
+def _brief(words: list[str]) -> str:
+    """Join words as far as a line has room."""
+    line = " ".join(words[:MOST_TOLD])
+    return line if len(line) <= MOST_TOLD else line[:MOST_TOLD] + "..."
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:

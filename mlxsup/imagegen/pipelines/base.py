@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -63,6 +64,11 @@ class Sizes:
         if below != side:
             return f"{name} must be a multiple of {self.multiple}: {below} or {below + self.multiple}, not {side}"
         return None
+
+    def within(self, pixels: int) -> Sizes:
+        """Return the same sizes, with a default whose square has no more than `pixels`, if there is one so small."""
+        side = math.isqrt(pixels)
+        return self if self.default <= side else replace(self, default=self.nearest(side - side % self.multiple))
 
     def nearest(self, side: float) -> int:
         """Return the side that can be made and is nearest to this one."""

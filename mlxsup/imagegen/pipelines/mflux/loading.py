@@ -127,7 +127,7 @@ def _try_tokenizers(model: Any) -> None:
     for name, tokenizer in model.tokenizers.items():
         try:
             tokenizer.tokenize("word")
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust is no Exception
             raise ValueError(f"the tokenizer {name} is broken: {error}") from error
 
 
