@@ -31,10 +31,11 @@ _PATH_BEGINS: Final = ("/", "./", "../", "~")
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """What `--json` prints; `weights` is null for a model whose memory is declared and that has no path."""
+    """What `--json` prints; `weights` is null for a model whose memory is declared and that has no path, or `unread` says why."""
 
     need: Need
     weights: Weights | None
+    unread: str = ""
 
 
 def estimate(
@@ -105,8 +106,12 @@ def _of_configured(settings: ModelSettings) -> Estimate:
     learnt = Learnt(state_directory())
     learnt.open()
     found = reckon(settings, learnt)
-    unread = found.weights is None and settings.path  # for its need is declared
-    return Estimate(found.need, ENGINES[settings.engine].weigh(settings) if unread else found.weights)
+    if found.weights is not None or not settings.path:
+        return Estimate(found.need, found.weights)
+    try:
+        return Estimate(found.need, ENGINES[settings.engine].weigh(settings))
+    except weights.UnreadableModel as error:  # its need is declared, as it may be for files that cannot be read
+        return Estimate(found.need, None, error.message)
 
 
 def _of_files(model: str, pixels: int | None) -> Estimate:
@@ -126,7 +131,9 @@ def _of_files(model: str, pixels: int | None) -> Estimate:
 
 def _lines(name: str, found: Estimate) -> Iterator[str]:
     need = found.need
-    if found.weights is None:
+    if found.unread:
+        yield f"{name}: files not read: {found.unread}"
+    elif found.weights is None:
         yield f"{name}: no path, so nothing to read"
     else:
         yield from _files(found.weights)

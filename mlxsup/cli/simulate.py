@@ -23,9 +23,9 @@ from mlxsup.simulation import OURS, RIVALS, TRACES, Outcome, Request, Setting, S
 LOAD_RATE = 1 << 30
 """Bytes a second at which the models of a configuration are thought to load, after a second for the program itself."""
 
-MOST_MODELS: Final = 100_000
-MOST_REQUESTS: Final = 2_000_000
-"""Of a made load: what a few minutes and a few GiB are enough for."""
+MOST_MODELS: Final = 10_000
+MOST_REQUESTS: Final = 200_000
+"""Of a made load: what some minutes are enough for. The time grows with the product of both, the memory with their sum."""
 
 MODELS, RATE, HOURS, SEED, SHARE = 40, 3.0, 8.0, 1, "25%"
 

@@ -22,7 +22,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         requests: how many came.
-        hits: granted at once, or as soon as the model had a free place: nothing was loaded for them.
+        hits: granted at once, or as soon as the model had a free place: no load of it began or ended while they waited.
         loads: processes that were started.
         load_seconds: what their loads took together.
         evictions: models that were put out for others.
@@ -58,7 +58,8 @@ class _Replay:
         self._models = models
         self._coming: list[tuple[float, int, ev.Event]] = []
         self._count = 0
-        self._came: dict[int, float] = {}
+        self._came: dict[int, Request] = {}
+        self._waiting: dict[str, set[int]] = {name: set() for name in models}
         self._cold: set[int] = set()
         self._waits: list[float] = []
         self._served: list[str] = []
@@ -70,7 +71,8 @@ class _Replay:
         ticket = 0
         for ticket, request in enumerate(trace, 1):
             self._until(request.at)
-            self._came[ticket] = request.at
+            self._came[ticket] = request
+            self._waiting[request.model].add(ticket)
             if self._scheduler.view(request.model).state != "ready":
                 self._cold.add(ticket)
             self._tell(ev.Acquire(ticket, request.model), request.at)
@@ -120,6 +122,7 @@ class _Replay:
                     seconds = self._models[effect.model].load
                     self._loads += 1
                     self._load_seconds.append(seconds)
+                    self._cold |= self._waiting[effect.model]
                     self._later(now + seconds, ev.Ready(effect.model, effect.generation))
                 case fx.Stop():
                     self._later(now + STOP_SECONDS, ev.Gone(effect.model, effect.generation))
@@ -127,17 +130,23 @@ class _Replay:
                     self._evictions += effect.state == "stopping" and effect.reason.startswith("put out")
                 case fx.Reject():
                     self._refused += 1
-                    del self._came[effect.ticket]
+                    self._ended(effect.ticket)
                     self._cold.discard(effect.ticket)
 
     def _granted(self, grant: fx.Grant, now: float) -> None:
-        self._waits.append(now - self._came.pop(grant.ticket))
+        self._waits.append(now - self._ended(grant.ticket).at)
         self._served.append(grant.model)
         if grant.ticket in self._cold:
             self._cold.discard(grant.ticket)
         else:
             self._hits += 1
         self._later(now + self._models[grant.model].answer, ev.Release(grant.ticket, grant.model))
+
+    def _ended(self, ticket: int) -> Request:
+        """Let a request wait no longer."""
+        request = self._came.pop(ticket)
+        self._waiting[request.model].discard(ticket)
+        return request
 
     def _later(self, at: float, event: ev.Event) -> None:
         self._count += 1

@@ -1,11 +1,13 @@
 """The GGUF format, versions 2 and 3: one file, or one split into `NAME-00001-of-00003.gguf` and so on.
 
 A file is a magic word, counts, keys with values (the tokenizer among them: up to some megabytes), then name, shape, type and
-offset of each tensor, then the tensors. Keys are walked over, not kept, apart from the few that tell something of the size.
+offset of each tensor, then the tensors. Of the keys only a digest is kept, to find one that is there twice, and the values of
+the few that tell something of the size.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 from collections.abc import Collection
@@ -62,6 +64,12 @@ _U32, _U64 = _SCALARS[4], _SCALARS[10]
 
 _SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 _PLACES: Final = ("split.no", "split.count", "split.tensors.count")
+_ARCHITECTURE: Final = "general.architecture"
+_FILE_TYPE: Final = "general.file_type"
+_ALIGNMENT: Final = "general.alignment"
+_CONTEXT_LENGTH: Final = ".context_length"
+"""Behind the architecture, which may be told later than this."""
+_NUMBERS: Final = (*_PLACES, _FILE_TYPE, _ALIGNMENT)
 
 
 class _Facts(msgspec.Struct):
@@ -167,28 +175,37 @@ def _read(path: Path) -> tuple[Part, _Facts]:
 
 
 def _facts(cursor: _Cursor, count: int) -> _Facts:
-    values: dict[str, object] = {}
+    values: dict[bytes, object] = {}
     for _ in range(count):
         key = cursor.name("key")
-        if key in values:
+        digest = _digest(key)
+        if digest in values:
             raise cursor.complaint(f"the key {brief(key)!r} is there twice")
-        values[key] = cursor.value(cursor.number(_U32))
+        value = cursor.value(cursor.number(_U32))
+        is_text = isinstance(value, str)
+        wanted = key == _ARCHITECTURE if is_text else key in _NUMBERS or key.endswith(_CONTEXT_LENGTH)
+        values[digest] = value if wanted else None
     facts = _Facts(split=tuple(_natural(cursor, values, key) for key in _PLACES))  # type: ignore[arg-type]
-    architecture = values.get("general.architecture")
+    architecture = values.get(_digest(_ARCHITECTURE))
     if isinstance(architecture, str):
         facts.architecture = architecture
-        facts.context_length = _natural(cursor, values, f"{architecture}.context_length")
-    if "general.file_type" in values:
-        facts.file_type = _natural(cursor, values, "general.file_type")
-    if "general.alignment" in values:
-        facts.alignment = _natural(cursor, values, "general.alignment")
+        facts.context_length = _natural(cursor, values, architecture + _CONTEXT_LENGTH)
+    if _digest(_FILE_TYPE) in values:
+        facts.file_type = _natural(cursor, values, _FILE_TYPE)
+    if _digest(_ALIGNMENT) in values:
+        facts.alignment = _natural(cursor, values, _ALIGNMENT)
     if facts.alignment < 1 or facts.alignment & (facts.alignment - 1) or facts.alignment > 2**31:
         raise cursor.complaint(f"an alignment of {facts.alignment}, which is no power of two")
     return facts
 
 
-def _natural(cursor: _Cursor, values: dict[str, object], key: str) -> int:
-    value = values.get(key, 0)
+def _digest(key: str) -> bytes:
+    """Stand for a key that may have 64 KiB, or four times that once it is decoded."""
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+def _natural(cursor: _Cursor, values: dict[bytes, object], key: str) -> int:
+    value = values.get(_digest(key), 0)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise cursor.complaint(f"the value of {brief(key)!r} is no natural number")
     return value

@@ -67,9 +67,9 @@ def _component(folder: Folder, name: str) -> list[Part]:
 
 
 def _gguf_folder(folder: Folder) -> Weights:
-    """Measure the one model of a folder; a projector (`mmproj-*`) beside it is loaded with it."""
+    """Measure the one model of a folder; a projector (`mmproj` in its name) beside it is loaded with it."""
     names = folder.ending(gguf.SUFFIX)
-    projectors = [name for name in names if name.startswith("mmproj")]
+    projectors = [name for name in names if "mmproj" in name.lower()]
     models = [name for name in names if name not in projectors and gguf.stands_for_its_set(name, names)]
     if len(models) != 1 or len(projectors) > 1:
         several = ", ".join(map(brief, (models + projectors)[:5]))

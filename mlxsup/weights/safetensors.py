@@ -109,15 +109,16 @@ def measure_folder(folder: Folder) -> Weights:
 def read_folder(folder: Folder) -> list[Part]:
     """Read the headers of what a loader would load from a folder.
 
-    Files that an index names, or all of them without one; then a variant (`model.fp16.safetensors`) beside its plain form
+    Files that an index names, or all of them without one that fits; then a variant (`model.fp16.safetensors`) beside its plain form
     and `consolidated*` beside `model*` are left out, as loaders do: they hold the same weights again.
 
     Raises:
         UnreadableModel: as in `measure_folder`.
     """
     index = _index_of(folder)
-    if index:
-        return _indexed(folder, index)
+    named = _named_by(folder, index) if index else []
+    if index and not _is_of_another(folder, index, named):
+        return [read_file(_there(folder, index, name)) for name in named]
     names = _without_doubles(folder.ending(SUFFIX))
     _require_whole_sets(folder, names)
     if len(names) > FILES_LIMIT:
@@ -202,24 +203,33 @@ def _index_of(folder: Folder) -> str | None:
     return next(iter(plain or found), None)
 
 
-def _indexed(folder: Folder, index: str) -> list[Part]:
+def _named_by(folder: Folder, index: str) -> list[str]:
     path = folder.inside(index)
-    tensors_of: dict[str, set[str]] = {}
-    for tensor, name in json_file(path, _Index).weight_map.items():
-        tensors_of.setdefault(name, set()).add(tensor)
-    if len(tensors_of) > FILES_LIMIT:
+    names = sorted(set(json_file(path, _Index).weight_map.values()))
+    if len(names) > FILES_LIMIT:
         raise unreadable(path, f"names more than {FILES_LIMIT} files")
-    parts = []
-    for name in sorted(tensors_of):
+    for name in names:
         if not name or "\0" in name or name.startswith("/") or ".." in name.split("/"):
             raise unreadable(path, f"names the file {brief(name)!r}, which is not below its folder")
-        if not exists(folder.inside(name)):
-            raise unreadable(folder.inside(name), f"not there, but {index} names it", missing=True)
-        part = read_file(folder.inside(name))
-        if absent := tensors_of[name] - {tensor.name for tensor in part.tensors}:
-            raise unreadable(part.path, f"does not hold tensor {brief(min(absent))!r}, but {index} says so")
-        parts.append(part)
-    return parts
+    return names
+
+
+def _is_of_another(folder: Folder, index: str, named: list[str]) -> bool:
+    """Tell an index that was copied along from the model that this one was made of, as quantised ones often have it.
+
+    Then no file that it names is there, but others of its kind are: `model*` beside `model.safetensors.index.json`. mlx-lm
+    loads these without a look at the index, transformers prefers `model.safetensors` to any.
+    """
+    stem = _INDEX.sub("", index)
+    others = any(name.startswith(stem) for name in folder.ending(SUFFIX))
+    return others and not any(exists(folder.inside(name)) for name in named)
+
+
+def _there(folder: Folder, index: str, name: str) -> str:
+    path = folder.inside(name)
+    if not exists(path):
+        raise unreadable(path, f"not there, but {index} names it", missing=True)
+    return path
 
 
 def _without_doubles(names: list[str]) -> list[str]:

@@ -81,6 +81,16 @@ def test_an_overload_comes_to_its_end_however_times_are_rounded(seed: int) -> No
     assert found.events < 50 * found.requests
 
 
+def test_who_waits_when_the_model_is_put_out_and_loaded_again_is_no_hit() -> None:
+    models = [Simulated(name=name, size=GIB, load=5.0, answer=10.0) for name in "ab"]
+    trace = [Request(0.0, "a"), Request(6.0, "b"), Request(7.0, "a"), Request(8.0, "a"), Request(9.0, "a")]
+    setting = Setting(memory=GIB, concurrency=1, min_residency=0.0)
+    found = replay(scheduler_for(models, setting, RIVALS[OURS]), models, trace)
+    assert found.served == ["a", "a", "b", "a", "a"]
+    assert found.loads == 3
+    assert found.hits == 1  # the second: a was ready when each of the last three came, but only that one had its turn
+
+
 def test_what_is_refused_is_counted() -> None:
     models = [Simulated(name="a", size=GIB, load=5.0), Simulated(name="large", size=9 * GIB, load=5.0)]
     trace = [Request(0.0, "a"), Request(1.0, "large"), Request(2.0, "a")]
@@ -244,16 +254,16 @@ class TestCommand:
         [
             ("nowhere", "nowhere: No such file or directory; a kind of load is one of zipf"),
             ("/", "/: Is a directory; a kind of load is one of zipf"),
-            ("--models 0", "--models: must be from 1 to 100,000, not 0"),
-            ("--models 1000000", "--models: must be from 1 to 100,000, not 1,000,000"),
+            ("--models 0", "--models: must be from 1 to 10,000, not 0"),
+            ("--models 1000000", "--models: must be from 1 to 10,000, not 1,000,000"),
             ("--models x", 'Invalid value for --models: unable to convert "x" into int'),
             ("--rate 0", "--rate: must be a number more than 0, not 0"),
             ("--rate nan", "--rate: must be a number more than 0, not nan"),
             ("--hours=-1", "--hours: must be a number more than 0, not -1"),
             ("--hours inf", "--hours: must be a number more than 0, not inf"),
             ("--hours 1e-9", "--rate 3 for --hours 1e-09 makes no request; take more"),
-            ("--hours 1e9", "makes 180,000,000,000 requests, at most 2,000,000 can be made; take less"),
-            ("--rate 1e300 --hours 1e300", "at most 2,000,000 can be made; take less"),
+            ("--hours 1e9", "makes 180,000,000,000 requests, at most 200,000 can be made; take less"),
+            ("--rate 1e300 --hours 1e300", "at most 200,000 can be made; take less"),
             ("--memory much", "--memory: expected a size"),
             ("--memory 0", "--memory: no model fits into 0 B; give at least 1.0 GiB, the need of the smallest"),
             ("--memory 1%", "--memory: no model fits into 409.6 MiB; give at least 1.0 GiB"),

@@ -164,6 +164,26 @@ def test_the_cache_is_where_hugging_face_has_it() -> None:
     assert default_cache({"XDG_CACHE_HOME": "/c"}) == "/c/huggingface/hub"
     assert default_cache({"HF_HOME": "/h", "XDG_CACHE_HOME": "/c"}) == "/h/hub"
     assert default_cache({"HF_HUB_CACHE": "/hub", "HF_HOME": "/h"}) == "/hub"
+    assert default_cache({"HUGGINGFACE_HUB_CACHE": "/old", "HF_HOME": "/h"}) == "/old"
+    assert default_cache({"HUGGINGFACE_HUB_CACHE": "/old", "HF_HUB_CACHE": "/hub"}) == "/hub"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("$DISK/hub", "/disk/hub"),
+        ("${DISK}/hub", "/disk/hub"),
+        ("~/hub", "/me/hub"),
+        ("~", "/me"),
+        ("/a/~/$DISKS/${NOT_SET}/$", "/a/~/$DISKS/${NOT_SET}/$"),
+        ("/$LOOP", "/$DISK"),
+        ("~nobody-of-that-name/hub", "~nobody-of-that-name/hub"),
+    ],
+)
+def test_what_names_the_cache_is_filled_in_as_hugging_face_does(value: str, expected: str) -> None:
+    environ = {"DISK": "/disk", "HOME": "/me", "LOOP": "$DISK"}
+    assert default_cache({**environ, "HF_HUB_CACHE": value}) == expected
+    assert default_cache({**environ, "HF_HOME": value}) == f"{expected}/hub"
 
 
 # Names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -231,3 +232,42 @@ def test_a_folder_must_hold_one_model_with_or_without_its_projector(tmp_path: Pa
 
     write(tmp_path / "two.gguf", model)
     assert "not one GGUF model; name the file: one.gguf, two.gguf" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["one-mmproj-f16", "One.MMPROJ"])
+def test_a_projector_is_known_wherever_its_name_says_so(tmp_path: Path, name: str) -> None:
+    for each in ("one", name):
+        write(tmp_path / f"{each}.gguf", made([], [tensor("a", [8])], 32))
+
+    found = measure(tmp_path)
+
+    assert {Path(file.path).stem for file in found.files} == {"one", name}
+
+
+@pytest.mark.parametrize("what", ["keys", "values", "context lengths"])
+def test_a_header_of_large_keys_is_not_kept(tmp_path: Path, what: str) -> None:
+    large = "\N{GRINNING FACE}" + 32_000 * "é"  # in memory, each of its characters takes four bytes
+    keys = {
+        "keys": [key(f"{large}{one}", U32, u32(1)) for one in range(200)],
+        "values": [key(f"{one}", STRING, text(large)) for one in range(200)],
+        "context lengths": [key(f"{one}{large}.context_length", STRING, text(large)) for one in range(100)],
+    }[what]
+    path = write(tmp_path / "large.gguf", made([*keys, number("general.file_type", 15)], [tensor("a", [8])], 32))
+    measure(path)
+
+    tracemalloc.start()
+    try:
+        assert measure(path).quantisation == "Q4_K_M"
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert path.stat().st_size > 12_000_000
+    assert most < 3_000_000
+
+
+def test_the_architecture_may_be_told_after_its_context_length(tmp_path: Path) -> None:
+    keys = [number("y.context_length", 1), number("x.context_length", 4096)]
+    keys.append(key("general.architecture", STRING, text("x")))
+
+    assert measure(write(tmp_path / "x.gguf", made(keys, [tensor("a", [8])], 32))).context_length == 4096

@@ -240,10 +240,36 @@ def test_a_shard_that_is_missing_is_an_error_that_names_it(tmp_path: Path) -> No
     assert "of the same set" in complaint(tmp_path, about=gone)
 
 
-def test_a_shard_without_the_tensor_it_should_hold_is_an_error(tmp_path: Path) -> None:
-    other = write(sharded(tmp_path) / "model-00002-of-00003.safetensors", made({"layers.2.a": ("BF16", [8, 2])}))
+def test_a_shard_without_a_tensor_the_index_says_it_holds_counts_as_it_is(tmp_path: Path) -> None:
+    """Loaders take what a file holds: indexes go on naming `lm_head.weight` where it is tied to the embeddings."""
+    write(sharded(tmp_path) / "model-00002-of-00003.safetensors", made({"layers.2.a": ("BF16", [8, 2])}))
 
-    assert "does not hold tensor 'layers.2.b'" in complaint(tmp_path, about=other)
+    assert (measure(tmp_path).tensors, measure(tmp_path).tensor_bytes) == (5, 192 - 32)
+
+
+@pytest.mark.parametrize("names", [["model"], ["model-00001-of-00002", "model-00002-of-00002"]])
+def test_an_index_that_names_nothing_that_is_there_is_that_of_another_model(tmp_path: Path, names: list[str]) -> None:
+    """Quantised models often come with the index of the one they were made of."""
+    sharded(tmp_path)
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    for name in names:
+        write(tmp_path / f"{name}.safetensors", made({"w": ("U32", [4])}))
+    write(tmp_path / "consolidated.safetensors", made({"everything": ("F32", [1000])}))
+
+    assert [Path(file.path).stem for file in measure(tmp_path).files] == names
+
+
+def test_half_of_a_model_is_an_error_whatever_its_index_names(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    gone = tmp_path / "model-00001-of-00003.safetensors"
+    write(tmp_path / "adapters.safetensors", made({"lora": ("F32", [4])}))
+    assert "model.safetensors.index.json names it" in complaint(tmp_path, about=gone)
+
+    write(tmp_path / "model-00002-of-00002.safetensors", made({"w": ("U32", [4])}))
+    assert "of the same set" in complaint(tmp_path, about=tmp_path / "model-00001-of-00002.safetensors")
 
 
 @pytest.mark.parametrize(
