@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Scales:
         left = reading.began + limit - time.monotonic()
         await asyncio.wait([reading.outcome], timeout=max(0.0, left))
         if not reading.outcome.done():
-            raise _hangs(model, time.monotonic() - reading.began)
+            raise _hangs(model, reading.path, time.monotonic() - reading.began)
         outcome = reading.outcome.result()
         if isinstance(outcome, MlxsupError):
             raise outcome.again() from outcome
@@ -76,6 +77,7 @@ class _Reading:
 
     def __init__(self, model: ModelSettings, weigh: Weigh) -> None:
         self.model = model
+        self.path = model.path
         self.began = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[Weighed | Exception] = self._loop.create_future()
@@ -84,17 +86,26 @@ class _Reading:
     def _run(self, weigh: Weigh) -> None:
         outcome: Weighed | Exception
         try:
+            self._visit_folder()
             outcome = weigh(self.model)
         except BaseException as error:  # noqa: BLE001 - raised where somebody waits for it
             outcome = error if isinstance(error, Exception) else RuntimeError(repr(error))
         with suppress(RuntimeError):  # the loop is closed: nobody asks any more
             self._loop.call_soon_threadsafe(self.outcome.set_result, outcome)
 
+    def _visit_folder(self) -> None:
+        """Try the folder that the runner is started in: a child that hangs in its chdir would hold up the loop."""
+        if self.model.cwd:
+            self.path = self.model.cwd
+            with suppress(ValueError):  # the start says why
+                os.access(self.path, os.X_OK)
+            self.path = self.model.path
 
-def _hangs(model: ModelSettings, seconds: float) -> LoadTimeout:
+
+def _hangs(model: ModelSettings, path: str, seconds: float) -> LoadTimeout:
     return LoadTimeout(
-        f"{model.name}: what it needs is not known, as reading {model.path or 'its files'} has hung for {seconds:.1f} s;"
+        f"{model.name}: what it needs is not known, as reading {path or 'its files'} has hung for {seconds:.1f} s;"
         " is its file server there?",
         retry_after=ASK_AGAIN,
-        details={"stage": "weighing", "model": model.name, "path": model.path, "seconds": round(seconds, 3)},
+        details={"stage": "weighing", "model": model.name, "path": path, "seconds": round(seconds, 3)},
     )

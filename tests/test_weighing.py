@@ -17,7 +17,7 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.config import Settings, parse
 from mlxsup.engines import KEYS
-from mlxsup.errors import LoadFailed, LoadTimeout, ResourceExhausted, Unloaded
+from mlxsup.errors import EngineUnavailable, LoadFailed, LoadTimeout, ResourceExhausted, Unloaded
 from mlxsup.machine import Machine
 from mlxsup.testing import fake_runner
 from tests import waiting
@@ -31,19 +31,26 @@ WEIGHTS = safetensors({"w": ("F32", [10])})
 
 
 class Server:
-    """A folder whose files hang when they are opened, until it is back."""
+    """A folder that hangs when it is entered or a file of it is opened, until it is back."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.back = threading.Event()
         self.opened = 0
         self._open = os.open
+        self._access = os.access
 
     def open(self, path: Any, *arguments: Any, **more: Any) -> int:
         if str(path).startswith(str(self.folder)):
             self.opened += 1
             self.back.wait(60)
         return self._open(path, *arguments, **more)
+
+    def access(self, path: Any, *arguments: Any, **more: Any) -> bool:
+        if str(path).startswith(str(self.folder)):
+            self.opened += 1
+            self.back.wait(60)
+        return self._access(path, *arguments, **more)
 
     def model(self, name: str = "m", **keys: Any) -> dict[str, Any]:
         """A model whose files are here."""
@@ -60,6 +67,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server(tmp_path / "server")
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", server.open)
+        patch.setattr(os, "access", server.access)
         yield server
         server.back.set()
         for thread in readers():
@@ -116,6 +124,29 @@ async def test_a_load_fails_in_time_and_the_next_at_once_until_the_server_is_bac
         await until(lambda: not readers())
         await sup.load("m")
         assert server.opened > 1
+
+
+async def test_a_folder_to_start_in_that_hangs_is_found_before_a_child_hangs_in_it(server: Server) -> None:
+    """The loop waits for a child until it has entered its folder."""
+    stuck = fake_runner(cwd=str(server.folder), load_timeout="1.5s")
+    async with Supervisor(configured(m=stuck, good=fake_runner())) as sup:
+        load = asyncio.create_task(sup.load("m"))
+        await until(lambda: server.opened)
+        with anyio.fail_after(LIMIT):
+            await sup.load("good")
+        with pytest.raises(LoadTimeout, match=r"reading .* has hung for 1\.5 s") as caught:
+            await load
+        assert caught.value.details["path"] == str(server.folder)
+        server.back.set()
+        await until(lambda: not readers())
+        await sup.load("m")
+
+
+@pytest.mark.parametrize(("cwd", "why"), [("/none/such", "no such folder"), ("/no\0ne", "null byte|no such folder")])
+async def test_a_folder_that_cannot_be_is_refused_in_words(cwd: str, why: str) -> None:
+    async with Supervisor(configured(m=fake_runner(cwd=cwd))) as sup:
+        with pytest.raises(EngineUnavailable, match=why):
+            await sup.load("m")
 
 
 async def test_who_comes_and_goes_leaves_nothing_behind(server: Server) -> None:

@@ -79,7 +79,9 @@ def home_path(text: str) -> str:
 
 def placed(text: str, folder: str) -> str:
     """Return a path as it is seen from `folder`, if it begins with ./ or ../ or is there; else as it is: it may be a name."""
-    there = f"{folder}/{text.removeprefix('./')}" if folder and text and not text.startswith("/") else text
+    if not folder or not text or text.startswith("/"):
+        return text  # without a look: its disk may hang
+    there = f"{folder}/{text.removeprefix('./')}"
     return there if text.startswith(("./", "../")) or os.path.lexists(there) else text
 
 

@@ -43,46 +43,43 @@ _CLASSES: tuple[tuple[Cause, re.Pattern[str]], ...] = (
     (
         "out_of_memory",
         re.compile(
-            r"""out\ of\ memory | cannot\ allocate\ memory | \bMemoryError\b | std::bad_alloc | failed\ to\ allocate
-            | OutOfMemory | insufficient\ memory | unable\ to\ allocate | maximum\ allowed\ buffer\ size""",
-            re.IGNORECASE | re.VERBOSE,
+            r"""out\ of\ memory | cannot\ allocate\ memory | memoryerror\b | std::bad_alloc | failed\ to\ allocate
+            | outofmemory | insufficient\ memory | unable\ to\ allocate | maximum\ allowed\ buffer\ size""",
+            re.VERBOSE,
         ),
     ),
     (
         "missing_library",
         re.compile(
-            r"""\bModuleNotFoundError\b | \bImportError\b | error\ while\ loading\ shared\ libraries | Library\ not\ loaded
+            r"""modulenotfounderror\b | importerror\b | error\ while\ loading\ shared\ libraries | library\ not\ loaded
             | image\ not\ found | cannot\ open\ shared\ object\ file | is\ not\ importable""",
-            re.IGNORECASE | re.VERBOSE,
+            re.VERBOSE,
         ),
     ),
     (
         "port_in_use",
         re.compile(
-            r"address already in use|EADDRINUSE|port \d+ is (?:already )?in use|(?:couldn't|cannot|failed to) bind\b",
-            re.IGNORECASE,
+            r"address already in use|eaddrinuse|port \d{1,5} is (?:already )?in use|(?:couldn't|cannot|failed to) bind\b"
         ),
     ),
     (
         "gpu_timeout",
-        re.compile(
-            r"GPU Timeout|kIOGPUCommandBufferCallbackError|command buffer execution failed|Xid \(|GPU Hang",
-            re.IGNORECASE,
-        ),
+        re.compile(r"gpu timeout|kiogpucommandbuffercallbackerror|command buffer execution failed|xid \(|gpu hang"),
     ),
     (
         "missing_file",
-        re.compile(r"\bFileNotFoundError\b|no such file or directory|failed to open\b.*\bfile", re.IGNORECASE),
+        re.compile(r"filenotfounderror\b|no such file or directory|failed to open\b(?:(?!failed to open).)*?\bfile"),
     ),
     (
         "panic",
         re.compile(
-            r"""\bpanicked\ at\b | ^panic: | ^fatal\ error: | segmentation\ fault | assertion\ .*failed | GGML_ASSERT
-            | terminate\ called | libc\+\+abi:\ terminating | ^\s*what\(\):""",
-            re.IGNORECASE | re.VERBOSE,
+            r"""panicked\ at\b | ^panic: | ^fatal\ error: | segmentation\ fault | ggml_assert
+            | assertion\ (?:(?!assertion\ ).)*?failed | terminate\ called | libc\+\+abi:\ terminating | ^\s*what\(\):""",
+            re.VERBOSE,
         ),
     ),
 )
+"""Looked for in folded lines, each in a time that grows as the line does: a prompt that a runner logs comes here too."""
 _TELLING = (
     *(b"error", b"fatal", b"critical", b"traceback", b"memory", b"bad_alloc", b"allocate", b"buffer size"),
     *(b"librar", b"image not found", b"shared object", b"importable", b"in use", b" bind", b"no such file", b"failed"),
@@ -94,18 +91,29 @@ _TRACEBACK = "Traceback (most recent call last):"
 _GUTTER = re.compile(r"^ *[|+] (?:Exception Group )?")
 """What the traceback of an exception group has in front of its lines."""
 _RAISED = re.compile(r"^[A-Za-z_][\w.<>]*(?::|$)")
-_ERROR = re.compile(r"^(?:\S+ +){0,4}(?:\[?(?:error|fatal|critical)\b\]?:?)|\b(?:error|failed|fatal)\b:", re.IGNORECASE)
+_LEVEL = re.compile(
+    r"(?:INFO|DEBUG|TRACE|NOTICE|WARN(?:ING)?|ERROR|CRITICAL|FATAL|info|debug|trace|notice|warn(?:ing)?|error|critical|fatal):"
+)
+"""How a log line of another thread may begin, that comes between the lines of a traceback: no exception has such a name."""
+_ERROR = re.compile(r"^(?:\S+ +){0,4}(?:\[?(?:error|fatal|critical)\b\]?:?)|\b(?:error|failed|fatal)\b:")
 _RANK: dict[Cause, int] = {cause: -rank for rank, cause in enumerate(get_args(Cause))}
 """Higher wins: the classes are listed gravest first."""
+_WARNS = re.compile(r"^(?:\S+ +){0,4}\[?warn(?:ing)?\b")
 _HEDGE = re.compile(
-    r"""^(?:\S+\ +){0,4}\[?warn(?:ing)?\b | \b\w+Warning: | \bretrying\b | \bwill\ retry\b | \bretry\ (?:in|with|after)\b
-    | \btrying\ again\b | \bfall(?:s|ing)?\ back\b | \bfallback\b | \b(?:ignor|skipp)(?:ed|ing)\b | \bcontinuing\b""",
-    re.IGNORECASE | re.VERBOSE,
+    r"""warning: | retrying\b | will\ retry\b | retry\ (?:in|with|after)\b | trying\ again\b | fall(?:s|ing)?\ back\b
+    | fallback\b | ignor(?:ed|ing)\b | skipp(?:ed|ing)\b | continuing\b""",
+    re.VERBOSE,
 )
 """A line that says itself that the program goes on: what it speaks of is the end only if nothing worse follows."""
 _HEDGED = -len(_RANK)
 _WORKED_ON = 20
 """After this many ordinary lines a program has got over its error: a later one that says what it is counts more."""
+_AFTERMATH = 5.0
+"""Seconds for which what follows an error may still be told because of it, as a dump of all stacks, however long it is."""
+_LONG_AGO = 100
+"""After this many ordinary lines beyond the aftermath an error explains nothing any more: any later one counts more."""
+_STRANGERS = 20
+"""A traceback of which nothing more came for this many lines is over, though the line with its exception was not seen."""
 _SLIGHT: frozenset[Cause] = frozenset({"error", "unknown"})
 """Classes that say little: after a grave error they are more often its echo than news."""
 
@@ -204,61 +212,88 @@ class Diagnosis:
 
     The gravest class wins, of one class the last line: what follows a grave error is mostly its echo, as in `out of memory`,
     `failed to load the model`, `exiting`. Two things turn that round: a line that says that the program goes on yields to any
-    that does not, and so does an error after which the program worked on, when a later one tells something.
+    that does not, and so does an error after which the program worked on, when a later one tells something. One after which it
+    worked on for long explains nothing any more.
     """
 
-    def __init__(self) -> None:
-        self.cause: Cause = "unknown"
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._cause: Cause = "unknown"
         self._line = ""
         self._rank = 2 * _HEDGED
+        self._aftermath = 0.0
         self._ordinary = 0
+        self._work = 0
         self._last = ""
         self._in_traceback = False
+        self._strangers = 0
+
+    @property
+    def cause(self) -> Cause:
+        """The class of the best line; `unknown` without one, and when it is too old to be why the program ends."""
+        return "unknown" if self._is_old else self._cause
 
     @property
     def line(self) -> str:
-        """The best line by class; without one, the last line that was not empty."""
-        return self._line or self._last
+        """The best line by class, with `earlier: ` before it if it is old; without one, the last line that was not empty."""
+        return f"earlier: {self._line}" if self._is_old else self._line or self._last
 
     def read(self, line: str) -> bool:
         """Take one line and tell whether it looks like an error."""
         if line.strip():
             self._last = line.strip()
-        cause = self._classify(line)
+        folded = line.lower()
+        cause = self._classify(line, folded)
         if cause == "unknown":
-            self._ordinary += not self._in_traceback
+            if not self._in_traceback:
+                self._count_ordinary(1)
             return self._in_traceback
-        rank = _RANK[cause] + (_HEDGED if _HEDGE.search(line) else 0)
+        hedged = _WARNS.match(folded) or _HEDGE.search(folded)
+        rank = _RANK[cause] + (_HEDGED if hedged else 0)
         news = self._ordinary >= _WORKED_ON and rank > _HEDGED and cause not in _SLIGHT
-        if rank >= self._rank or news:
-            self.cause = cause
+        if rank >= self._rank or news or self._is_old:
+            self._cause = cause
             self._line = _GUTTER.sub("", line).strip()
             self._rank = rank
-            self._ordinary = 0
+            self._aftermath = self._clock() + _AFTERMATH
+            self._ordinary = self._work = 0
         return True
 
     def skip(self, count: int) -> None:
         """Count lines that were not looked at because nothing in them tells of an error."""
-        self._ordinary += count
+        self._count_ordinary(count)
 
-    def _classify(self, line: str) -> Cause:
-        if not self._in_traceback:
-            folded = line.lower()
-            if not any(word in folded for word in _TELLING_WORDS):
-                return "unknown"
+    @property
+    def _is_old(self) -> bool:
+        return self._work >= _LONG_AGO
+
+    def _count_ordinary(self, count: int) -> None:
+        self._ordinary += count
+        if self._line and self._clock() > self._aftermath:
+            self._work += count
+
+    def _classify(self, line: str, folded: str) -> Cause:
+        if not self._in_traceback and not any(word in folded for word in _TELLING_WORDS):
+            return "unknown"
         bare = _GUTTER.sub("", line)
         if bare.startswith(_TRACEBACK):
             self._in_traceback = True
+            self._strangers = 0
             return "unknown"
-        raised = self._in_traceback and not bare[:1].isspace() and bool(_RAISED.match(bare))
-        if raised:
-            self._in_traceback = False
+        raised = False
+        if self._in_traceback:
+            if bare[:1].isspace():  # source text, which may speak of any error
+                self._strangers = 0
+                return "unknown"
+            raised = bool(_RAISED.match(bare)) and not _LEVEL.match(bare)
+            self._strangers += 1
+            self._in_traceback = not raised and self._strangers < _STRANGERS
         for cause, pattern in _CLASSES:
-            if pattern.search(line) and not (self._in_traceback and bare[:1].isspace()):
+            if pattern.search(folded):
                 return cause
         if raised:
             return "traceback"
-        return "error" if _ERROR.search(line) else "unknown"
+        return "error" if _ERROR.search(folded) else "unknown"
 
 
 def telling_lines(lines: list[bytes]) -> list[str]:
@@ -330,7 +365,7 @@ class OutputRecord:
         self._passed = 0
         self._withheld = 0
         self._words: dict[Stream, LastWords] = {"stdout": LastWords(), "stderr": LastWords()}
-        self._diagnoses: dict[Stream, Diagnosis] = {"stdout": Diagnosis(), "stderr": Diagnosis()}
+        self._diagnoses: dict[Stream, Diagnosis] = {stream: Diagnosis(clock) for stream in STREAMS}
         self._splitters: dict[Stream, LineSplitter] = {
             stream: LineSplitter(partial(self._take, stream), partial(self._skip, stream)) for stream in STREAMS
         }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -80,6 +82,27 @@ def test_relative_paths_are_seen_from_the_files_folder(tmp_path: Path) -> None:
     }
     assert (models["name"].cwd, models["whole"].cwd) == (here, f"{here}/work")
     assert msgspec.to_builtins(models["whole"].options)["lora_paths"] == [f"{here}/ink"]
+
+
+def test_a_path_that_is_whole_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on the disk of a server that is gone, where a look never ends."""
+    seen: list[str] = []
+    look = os.lstat
+
+    def lstat(path: Any, **more: Any) -> os.stat_result:
+        seen.append(str(path))
+        return look(path, **more)
+
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[models.m]\nengine = "imagegen"\npath = "/dead/m"\ncwd = "/dead"\nlora_paths = ["/dead/a", "ink"]\n'
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", lstat)
+        model = read(file, KEYS).models["m"]
+    assert (model.path, model.cwd) == ("/dead/m", "/dead")
+    assert f"{tmp_path}/ink" in seen, "a look has another name now"
+    assert not [path for path in seen if "/dead" in path]
 
 
 def test_a_named_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from itertools import combinations
 from typing import get_args
 
 import pytest
 
-from mlxsup.runners.output import Cause, Diagnosis
+from mlxsup.runners.output import Cause, Diagnosis, clean
 
 from .samples import CHAINED, NOISE, SAMPLES, TRACEBACKS
 
@@ -199,6 +200,132 @@ def test_what_was_left_out_of_a_flood_is_work_too() -> None:
     diagnosis.skip(1000)
     diagnosis.read("panic: index out of range")
     assert diagnosis.cause == "panic"
+
+
+class Service:
+    """A runner that had an error; it answers `requests` in so many seconds after it."""
+
+    def __init__(self, error: str = "CUDA out of memory") -> None:
+        self.now = 100.0
+        self.diagnosis = Diagnosis(lambda: self.now)
+        self.read(error)
+
+    def read(self, text: str) -> None:
+        for line in text.splitlines():
+            self.diagnosis.read(line)
+
+    def work(self, requests: int, seconds: float) -> None:
+        for number in range(requests):
+            self.now += seconds / requests
+            self.diagnosis.read(f'INFO:     127.0.0.1:{number} - "POST /completion HTTP/1.1" 200 OK')
+
+    @property
+    def told(self) -> tuple[Cause, str]:
+        return self.diagnosis.cause, self.diagnosis.line
+
+
+def test_an_error_that_was_got_over_long_ago_is_no_cause() -> None:
+    service = Service()
+    service.work(5000, 3600.0)
+    assert service.told == ("unknown", "earlier: CUDA out of memory")
+
+
+def test_what_was_skipped_makes_an_error_old_too() -> None:
+    service = Service()
+    service.now += 60.0
+    service.diagnosis.skip(1000)
+    assert service.told == ("unknown", "earlier: CUDA out of memory")
+
+
+def test_a_long_dump_just_after_an_error_is_part_of_it() -> None:
+    """Go writes all its stacks, then a debugger may hold the process for long."""
+    service = Service()
+    service.work(5000, 1.0)
+    service.now += 3600.0
+    assert service.told == ("out_of_memory", "CUDA out of memory")
+
+
+def test_a_little_work_after_an_error_does_not_make_it_old() -> None:
+    service = Service()
+    service.work(50, 3600.0)
+    assert service.told == ("out_of_memory", "CUDA out of memory")
+
+
+@pytest.mark.parametrize("later", ["error: exiting", "WARNING: failed to allocate, retrying", "panic: no"])
+def test_any_later_error_counts_more_than_an_old_one(later: str) -> None:
+    service = Service()
+    service.work(5000, 3600.0)
+    service.read(later)
+    assert service.told[1] == later
+    service.read("CUDA out of memory")
+    assert service.told == ("out_of_memory", "CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'INFO:     127.0.0.1:51000 - "GET /health HTTP/1.1" 200 OK',
+        "WARNING:root:slow",
+        "DEBUG:asyncio: x",
+        "ERROR:    not found",
+        "info: a request",
+    ],
+)
+def test_a_log_line_of_another_thread_does_not_end_a_traceback(line: str) -> None:
+    text, error = TRACEBACKS["plain"]
+    *source, last = text.splitlines()
+    assert last == error
+    diagnosis = diagnosed("\n".join([*source[:2], line, *source[2:], line, last]))
+    assert (diagnosis.cause, diagnosis.line) == ("traceback", error)
+
+
+def test_a_traceback_without_its_last_line_ends_nevertheless() -> None:
+    """As when a flood took that line with it: what follows is work, and no error."""
+    service = Service('Traceback (most recent call last):\n  File "server.py", line 12, in <module>')
+    service.work(20, 1.0)
+    assert not service.diagnosis.read("INFO: serving")
+    service.read("    indented: it is no source text now\nerror: no weights")
+    assert service.told == ("error", "error: no weights")
+
+
+UNITS = [
+    *(
+        "failed to open ",
+        "failed to open a fil ",
+        "assertion ",
+        "assertion faile ",
+        "port 1 ",
+        "port 1111",
+        "cannot ",
+        "error ",
+    ),
+    *(
+        "address already in ",
+        "out of ",
+        "panic",
+        "terminate ",
+        "what(",
+        "warn ",
+        "E  ",
+        "a:",
+        "w",
+        "wWarning",
+        "falling ",
+        "retry ",
+    ),
+    *("\t", " ", "| + ", "| ", "\r", "\x1b[0", "\x1b]", "\x1b[", "[error"),
+]
+
+
+@pytest.mark.parametrize("first", ["", "Traceback (most recent call last):"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_line_takes_more_time_than_its_length_is_worth(unit: str, first: str) -> None:
+    """A runner may log prompts. The line is longer than what comes here, so that it shows: a square would be seconds."""
+    line = (unit * 300_000)[:300_000]
+    diagnosis = diagnosed(first)
+    began = time.thread_time()
+    diagnosis.read(clean(f"{line} error x".encode()))
+    assert time.thread_time() - began < 1.0
 
 
 def test_of_two_of_a_kind_the_later_wins() -> None:
