@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,6 +32,7 @@ class Completion:
         self._answer: Answer | None = None
         self._passage: Passage | None = None
         self._lease: Lease | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = False
         self.model = turn.model
         request.check()
@@ -43,12 +46,7 @@ class Completion:
             MlxsupError: why there will be no answer, with the HTTP status that belongs to it.
         """
         if self._answer is None and not self._ended:
-            try:
-                self._lease = await self._turn.lease()
-                self._answer = await self._turn.in_time(self._lease.runner.completion(self.request), self._stage)
-            except BaseException:
-                self._end()
-                raise
+            await self._begin()
         return self
 
     async def __aenter__(self) -> Self:
@@ -125,18 +123,40 @@ class Completion:
         self._end()
 
     def __del__(self) -> None:
-        """A dropped iterator, as after `break`, ends its work too."""
-        self._end()
+        """A dropped iterator, as after `break`, ends its work too: in a turn of its loop, for any thread may collect garbage."""
+        if self._loop is not None and (self._answer is not None or self._lease is not None):
+            with suppress(RuntimeError):  # the loop is closed, and all that was on it
+                self._loop.call_soon_threadsafe(_let_go, self._answer, self._lease)
+
+    async def _begin(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._lease = await self._turn.lease()
+            if not self._ended:
+                self._answer = await self._turn.in_time(self._lease.runner.completion(self.request), self._stage)
+        except BaseException:
+            self._end()
+            raise
+        if self._ended:  # by another task, meanwhile
+            self._end()
 
     def _stage(self) -> Stage:
         return "answer" if self._answer is not None and self._answer.started else "first_chunk"
 
     def _end(self) -> None:
         self._ended = True
-        if self._answer is not None:
-            self._answer.close()
-        if self._lease is not None:
-            self._lease.release()
+        answer, lease = self._answer, self._lease
+        self._answer = self._passage = self._lease = None
+        _let_go(answer, lease)
+
+
+def _let_go(answer: Answer | None, lease: Lease | None) -> None:
+    try:
+        if answer is not None:
+            answer.close()
+    finally:
+        if lease is not None:
+            lease.release()
 
 
 def as_request(request: CompletionRequest | None, fields: dict[str, Any]) -> CompletionRequest:

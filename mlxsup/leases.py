@@ -15,7 +15,7 @@ class Lease:
         self._release = release
         self._held = True
         runner.pulse.users += 1
-        runner.pulse.beat()
+        runner.pulse.ask()
         runner.worked = True
 
     @property

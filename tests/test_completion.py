@@ -84,6 +84,47 @@ class TestDropping:
             with anyio.fail_after(LIMIT):
                 assert await words(sup) == "t1 t2 t3 "
 
+    @pytest.mark.parametrize("before", ["answer", "chunk"])
+    async def test_one_that_another_threads_garbage_collection_finds(self, before: str) -> None:
+        """It is part of a cycle, as an exception that holds its frame makes it."""
+        async with Gate() as gate, supervisor(f"gate@1#1={gate.path}", concurrency=1) as sup:
+            loop = asyncio.get_running_loop()
+
+            async def begin() -> None:
+                completion: Any = sup.completion("m", prompt="p")
+                completion.itself = completion
+                await completion.start()
+                if before == "chunk":
+                    await anext(completion)
+
+            gc.collect()
+            gc.disable()
+            loop.set_debug(True)  # it finds out who uses a loop from the wrong thread
+            try:
+                await begin()
+                second = asyncio.create_task(words(sup))
+                await until(lambda: report(sup).queue == 1)
+                await asyncio.to_thread(gc.collect)
+                with anyio.fail_after(LIMIT):
+                    assert await second == "t1 t2 t3 "
+            finally:
+                loop.set_debug(False)
+                gc.enable()
+
+    async def test_closed_by_another_task_while_it_waits_for_its_place(self) -> None:
+        async with Gate() as gate, supervisor(f"gate@1#1={gate.path}", concurrency=1) as sup:
+            first = asyncio.create_task(words(sup))
+            arrival = await gate.arrival()
+            completion = sup.completion("m", prompt="p")
+            waiting = asyncio.create_task(anext(completion, None))
+            await until(lambda: report(sup).queue == 1)
+            await completion.aclose()
+            arrival.go()
+            with anyio.fail_after(LIMIT):
+                assert await first == "t1 t2 t3 "
+                assert await waiting is None
+            assert report(sup).leases == 0
+
     async def test_after_its_end_there_is_nothing_more(self) -> None:
         async with supervisor() as sup:
             completion = sup.completion("m", prompt="p")

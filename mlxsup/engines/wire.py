@@ -18,7 +18,8 @@ def read_health(status: int, body: bytes) -> Finding:
         health = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Finding(Verdict.LOADING, detail=f"health answered {status}")
-    return Finding(Verdict.LOADING, progress=health.progress, detail=f"health answered {status} ({health.status})")
+    said = f" ({health.status})" if health.status else ""
+    return Finding(Verdict.LOADING, progress=health.progress, detail=f"health answered {status}{said}")
 
 
 def read_memory(body: bytes) -> RunnerMemory | None:

@@ -16,6 +16,8 @@ LONG_LINE = 16 * 1024
 SHORT_LINES = 1024
 """Bytes a line, on average, up to which lines are read many at a time."""
 MAX_SKELETON = 1 << 20
+MAX_TAIL = 64
+"""Bytes of white space behind a long line up to which its end is found before it has passed."""
 KEPT_OF_STRINGS = 64
 """Bytes kept of each string: enough for every key, and to tell a picture from none and an error from a text."""
 
@@ -154,12 +156,12 @@ class Passage:
         else:
             skeleton, self._long = self._long or Skeleton(), None
             skeleton.feed(line)
-            line, chunk = b"", self._answer.decode(skeleton.json)
+            chunk = self._answer.decode(skeleton.json)
         self._answer.accept(chunk)
         if not chunk.done:
             return None
         self.ended = True
-        return self._with_seed(line) if line and chunk.seed is None else None
+        return self._with_seed(line) if chunk.seed is None else None
 
     def _begin_line(self, data: bytes, start: int) -> int:
         """Keep the line that begins, or goes on, at `start`; return up to where it can be passed on already."""
@@ -168,12 +170,14 @@ class Passage:
             self._held = rest
             return start
         self._long = self._long or Skeleton()
-        self._long.feed(rest)
-        return len(data)
+        end = _end_of_object(rest)
+        self._held = rest[end:]
+        self._long.feed(rest[:end])
+        return start + end
 
     async def _last_newline(self, why: str) -> bytes:
         """The answer is over: its last line may lack no more than its newline."""
-        rest = (self._held if self._long is None else bytes(self._long.json)).strip()
+        rest = (self._held if self._long is None else bytes(self._long.json) + self._held).strip()
         if not is_last_chunk(rest):
             await self._answer.fail(f"{why}, in the middle of a line" if rest else why)
         return b"\n"
@@ -185,4 +189,13 @@ class Passage:
 
     def _with_seed(self, line: bytes) -> bytes | None:
         """Report the seed that was chosen here."""
-        return None if self._seed is None else line.rstrip().removesuffix(b"}") + b',"seed":%d}\n' % self._seed
+        line = line.rstrip()
+        if self._seed is None or not line.endswith(b"}"):
+            return None
+        return line.removesuffix(b"}") + b',"seed":%d}\n' % self._seed
+
+
+def _end_of_object(data: bytes) -> int:
+    """Return where the brace is that may end an object, if no more than white space follows; else where the data ends."""
+    tail = data[-MAX_TAIL:].rstrip()
+    return len(data) - len(data[-MAX_TAIL:]) + len(tail) - 1 if tail.endswith(b"}") else len(data)

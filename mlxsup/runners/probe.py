@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable
 from contextlib import ExitStack, suppress
-from typing import Any
 
 import aiohttp
 
@@ -73,25 +71,25 @@ class Probe:
         Unlike `ask` it does not parse, which would cost several times as much. The answer is read to its end all the same: a server whose client has
         left in the middle may write a traceback about it.
         """
-        heard = b""
+        heard = bytearray()
         loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit
         try:
             with ExitStack() as lines:
-                async with asyncio.timeout(limit):
+                line = lines.enter_context(self._line())
+                if self._path == "none" or not self._ask_at_once(line):
+                    line.close()  # or a server that serves one after the other would wait for its question
                     line = lines.enter_context(self._line())
-                    if self._path == "none" or not self._ask_at_once(line):
-                        line.close()  # or a server that serves one after the other would wait for its question
-                        line = lines.enter_context(self._line())
-                        await loop.sock_connect(line, self._where)
+                    async with asyncio.timeout_at(deadline):
+                        await self._reach(line)
                         if self._path == "none":
                             return True
                         await loop.sock_sendall(line, self._question)
-                    while not _whole(heard) and (part := await loop.sock_recv(line, MAX_BODY)):
-                        heard += part
+                await _hear(line, heard, deadline)
         except OSError as error:  # a TimeoutError is one, too
             if is_shortage(error):
                 return None
-        self._heard = heard
+        self._heard = bytes(heard)
         return heard.startswith(b"HTTP/")
 
     def _line(self) -> socket.socket:
@@ -119,16 +117,55 @@ class Probe:
             return self._engine.read_health(answer.status, body)
 
     async def _knock(self) -> Finding:
-        at = self._address
-        opening: Awaitable[tuple[Any, asyncio.StreamWriter]] = (
-            asyncio.open_unix_connection(at.socket) if at.socket else asyncio.open_connection(at.host, at.port)
-        )
-        _, writer = await opening
-        writer.close()
+        with self._line() as line:
+            await self._reach(line)
         return Finding(Verdict.READY)
 
+    async def _reach(self, line: socket.socket) -> None:
+        """Connect, but not to itself: TCP does so when nobody listens and the system happens to choose the same port for us."""
+        await asyncio.get_running_loop().sock_connect(line, self._where)
+        if not self._address.socket and line.getsockname() == self._where:
+            raise ConnectionRefusedError
 
-def _whole(answer: bytes) -> bool:
+
+async def _hear(line: socket.socket, heard: bytearray, deadline: float) -> None:
+    """Take an answer, as far as it has come by the deadline of the loop's clock.
+
+    What has come counts even if it is past that: a program that keeps its loop to itself for seconds sees both at once, and
+    the runner was in time.
+    """
+    loop = asyncio.get_running_loop()
+    late = False
+    while not _whole(heard):
+        try:
+            part = line.recv(MAX_BODY)
+        except BlockingIOError:
+            if late:
+                return
+            late = not await _becomes_readable(line, deadline - loop.time())
+            continue
+        if not part:
+            return
+        heard += part
+
+
+async def _becomes_readable(line: socket.socket, limit: float) -> bool:
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+    loop.add_reader(line, _note, readable)
+    try:
+        done, _ = await asyncio.wait({readable}, timeout=max(0.0, limit))
+    finally:
+        loop.remove_reader(line)
+    return bool(done)
+
+
+def _note(readable: asyncio.Future[None]) -> None:
+    if not readable.done():
+        readable.set_result(None)
+
+
+def _whole(answer: bytes | bytearray) -> bool:
     """Tell whether nothing more needs to be read; an answer that does not say how long it is ends with its connection."""
     head, _, body = answer.partition(b"\r\n\r\n")
     length = _LENGTH.search(head)
@@ -151,6 +188,7 @@ def open_session(address: Address, connect_timeout: float) -> aiohttp.ClientSess
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
         auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),  # what it sets for one caller is no other's
         skip_auto_headers=("Accept-Encoding", "User-Agent"),
         trust_env=False,
         read_bufsize=READ_AHEAD,

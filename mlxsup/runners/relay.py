@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections import deque
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import NoReturn, Protocol
 
 import aiohttp
 import msgspec
 from aiohttp import hdrs
 
-from mlxsup.errors import BY_CODE, BadAnswer, MlxsupError, ResourceExhausted, RunnerError, Stalled
+from mlxsup.errors import BadAnswer, MlxsupError, ResourceExhausted, RunnerError, Stalled
 from mlxsup.protocol import CompletionChunk, CompletionRequest
 from mlxsup.runners.alarm import Alarm
 from mlxsup.runners.liveness import Pulse
 from mlxsup.runners.reading import Reader, Take
+from mlxsup.runners.refusals import MAX_MESSAGE, runner_refusal, stream_error
 from mlxsup.shortages import is_shortage
 
 MAX_LINE = 256 * 1024 * 1024
 MAX_ERROR_BODY = 64 * 1024
-MAX_MESSAGE = 2000
-MAX_RETRY_AFTER = 86_400.0
+LARGE_BODY = 256 * 1024
+"""Bytes of a request beyond which it is written in pieces, between which others have their turn."""
 
 _JSON = {"Content-Type": "application/json"}
 _encoder = msgspec.json.Encoder()
@@ -137,6 +137,7 @@ class Answer:
             RunnerDied: the process ended before `done`.
             BadAnswer: cut off, malformed, or `done` without the picture it promised.
             RunnerError: the runner reported an error in its stream.
+            MlxsupError: the class that belongs to the code of that error, where it is one of ours.
             Stalled: nothing came for the silence limit.
         """
         line = await self._next_line()
@@ -152,14 +153,21 @@ class Answer:
 
         Raises:
             BadAnswer: it is no chunk.
+            MlxsupError: the error that it reports: a RunnerError, or the class that belongs to its code.
         """
+        bad: MlxsupError | None
         try:
-            return _decoder.decode(line)
+            chunk = _decoder.decode(line)
         except _UNREADABLE as error:
             self.close()
             shown = bytes(line[:80]).decode("utf-8", errors="replace")
-            bad = BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}")
-            raise self.testify(bad) from error
+            bad = stream_error(line) or BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}")
+        else:
+            bad = None if chunk.image else stream_error(line)
+            if bad is None:
+                return chunk
+        self._drop()
+        raise self.testify(bad)
 
     def accept(self, chunk: CompletionChunk) -> None:
         """Take note of the next chunk; its connection is dropped after the one with `done`.
@@ -175,7 +183,9 @@ class Answer:
             self._note_start()
 
     def accept_all(self, lines: bytes) -> bool:
-        """Take note of whole lines at once; False when `accept` has to see each: one is no chunk, or blank, or the last."""
+        """Take note of whole lines at once; False when each has to be seen: one is no chunk, blank, an error or the last."""
+        if b'"error"' in lines:
+            return False
         try:
             chunks = _decoder.decode_lines(lines)
         except _UNREADABLE:
@@ -202,18 +212,21 @@ class Answer:
 
         def took(block: bytes) -> bool:
             now = time.monotonic()
-            self._witness.pulse.heard_at = now
+            pulse.heard_at = now
             self._waited = self._waited + now - self._waits_since if block.isspace() else 0.0
             if not take(block):
                 return False
             self._wait_from(now)
             return True
 
-        self._wait_from(time.monotonic())
+        pulse = self._witness.pulse
+        pulse.asked_at = time.monotonic()
+        pulse.listening += 1
+        self._wait_from(pulse.asked_at)
         try:
             return await self._reader.read(took)
         except _SilentError:
-            self.close()
+            self._drop()
             what, stage = ("nothing more", "silence") if self.started else ("no first chunk", "first_chunk")
             details = {"stage": stage, "limit": self._limit}
             stalled = Stalled(f"the runner sent {what} for {self._limit:g} s", details=details)
@@ -221,6 +234,7 @@ class Answer:
         except (aiohttp.ClientError, OSError) as error:
             raise AnswerBroke(f"its answer broke off: {error}") from error
         finally:
+            pulse.listening -= 1
             self._alarm.hush()
 
     def testify(self, error: MlxsupError) -> MlxsupError:
@@ -229,11 +243,17 @@ class Answer:
 
     async def fail(self, what: str) -> NoReturn:
         """Drop the connection and raise why the answer is none: the runner's death if it died, else `what`."""
-        self.close()
+        self._drop()
         raise await self._witness.blame(what)
 
     def close(self) -> None:
         """Drop the connection; a runner at work sees its caller leave. Safe to call twice."""
+        if self._open:
+            self._witness.pulse.leave(self._limit)
+        self._drop()
+
+    def _drop(self) -> None:
+        """Drop the connection of an answer that is at its end, or has had its time."""
         self._note_first()
         if self._open:
             self._open = False
@@ -275,13 +295,13 @@ class Answer:
 
     def _accept_last(self, chunk: CompletionChunk) -> None:
         if chunk.content.startswith(_ERROR_PREFIX) and self._may_fail_in_band(chunk):
-            self.close()
+            self._drop()
             told = chunk.content.removeprefix(_ERROR_PREFIX).strip()[:MAX_MESSAGE]
             raise self.testify(RunnerError(told, status=500))
         if self._image_work and not self._image_seen:
             raise AnswerBroke("it said done without a picture")
         self._note_start()
-        self.close()
+        self._drop()
 
     def _note_start(self) -> None:
         self.started = True
@@ -303,9 +323,9 @@ class Answer:
 
 
 def is_last_chunk(rest: bytes | bytearray) -> bool:
-    """Tell whether what came after the last newline is a whole `done` chunk, of which only the newline is missing."""
+    """Tell whether what came after the last newline is a whole chunk that ends the answer, well or not, but for its newline."""
     with suppress(*_UNREADABLE):
-        return bool(rest) and _decoder.decode(rest).done
+        return bool(rest) and (stream_error(rest) is not None or _decoder.decode(rest).done)
     return False
 
 
@@ -326,13 +346,19 @@ async def post_completion(
         RunnerDied, BadAnswer, Stalled: as for Answer.
         ResourceExhausted: we have no descriptor to ask it with.
     """
-    witness.pulse.waiting += 1
+    pulse = witness.pulse
+    pulse.waiting += 1
+    pulse.listening += 1
     began = time.monotonic()
     try:
         response = await _post(session, url, _encoder.encode(request), limits, witness)
-    except BaseException:
-        witness.pulse.waiting -= 1
+    except BaseException as error:
+        pulse.waiting -= 1
+        if isinstance(error, asyncio.CancelledError):
+            pulse.leave(limits.first_chunk)
         raise
+    finally:
+        pulse.listening -= 1
     return Answer(response, limits, witness, waited=time.monotonic() - began, pictures=pictures)
 
 
@@ -341,7 +367,8 @@ async def _post(
 ) -> aiohttp.ClientResponse:
     try:
         async with asyncio.timeout(limits.first_chunk):
-            response = await session.post(url, data=body, headers=_JSON, allow_redirects=False)
+            data = body if len(body) <= LARGE_BODY else io.BytesIO(body)
+            response = await session.post(url, data=data, headers=_JSON, allow_redirects=False)
             if response.status == 200:
                 return response
             text = await _read_at_most(response, MAX_ERROR_BODY)
@@ -365,32 +392,3 @@ async def _read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:
     finally:
         response.close()
     return bytes(found[:limit])
-
-
-def runner_refusal(status: int, body: bytes, retry_after: str | None = None) -> MlxsupError:
-    """Turn a runner's non-200 answer into an error: its own message, trimmed, its own status and `Retry-After`."""
-    text = body.decode("utf-8", errors="replace").strip()
-    code = ""
-    with suppress(*_UNREADABLE):
-        found = msgspec.json.decode(text)
-        error = found.get("error", found) if isinstance(found, dict) else None
-        if isinstance(error, dict):
-            code = str(error.get("code", ""))
-            text = error["message"] if isinstance(error.get("message"), str) else text
-        elif isinstance(error, str):
-            text = error
-    message = text[:MAX_MESSAGE].strip() or f"the runner answered {status} without a word"
-    kind = BY_CODE.get(code, RunnerError)
-    shown = status if 400 <= status < 600 else 502  # a status that is no error cannot be passed on as one
-    return kind(message, status=shown, retry_after=_seconds(retry_after), details={"runner_status": status})
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Read a `Retry-After` header: seconds, or a date; None when it is neither."""
-    told = (retry_after or "").strip()
-    if told.isascii() and told.isdecimal():
-        return min(float(told), MAX_RETRY_AFTER)
-    with suppress(ValueError, TypeError, OverflowError):  # a date without a zone is not to be compared with ours
-        ahead = parsedate_to_datetime(told) - datetime.now(UTC)
-        return min(max(0.0, ahead.total_seconds()), MAX_RETRY_AFTER)
-    return None

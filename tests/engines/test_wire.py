@@ -25,6 +25,8 @@ def test_200_is_ready_whatever_it_says(body: bytes) -> None:
         (b'{"status":"loading","progress":1}', 1.0, "health answered 503 (loading)"),
         (b'{"status":"loading","progress":0.5,"unknown":[{}]}', 0.5, "health answered 503 (loading)"),
         (b'{"progress":"half"}', None, "health answered 503"),
+        (b'{"error":{"code":503,"message":"Loading model"}}', None, "health answered 503"),
+        (b'{"status":"","progress":0.5}', 0.5, "health answered 503"),
         (b"Service Unavailable", None, "health answered 503"),
         (b"", None, "health answered 503"),
         (b"[]", None, "health answered 503"),

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from mlxsup import MlxsupError
+from mlxsup import MlxsupError, Supervisor
 from mlxsup.errors import LoadFailed, RunnerDied
 from mlxsup.testing import EventRecorder, Gate, fake_runner
 from tests.faults.house import Record, alive, collect, kill, report, state_is, supervisor, words
@@ -109,6 +109,43 @@ async def test_a_busy_runner_that_is_silent_too_is_ended() -> None:
             with anyio.fail_after(LIMIT):
                 event = await recorder.until("m", "failed")
         assert "silent" in event.reason or "did not answer" in event.reason
+
+
+async def test_one_whose_reader_takes_nothing_for_long_is_left_alone() -> None:
+    scenario = "wedge@request; tokens=1; " + "; ".join(["big@1=0.0625"] * 100)
+    entry = fake_runner(scenario, silence_timeout="1s", **QUICK)
+    async with supervisor(m=entry) as sup, EventRecorder(sup) as recorder, sup.completion("m", prompt="p") as chunks:
+        await anext(chunks)
+        await asyncio.sleep(2.5)  # the runner waits in a write all the while
+        assert len([chunk async for chunk in chunks]) == 101
+        assert recorder.states("m") == ["starting", "ready"]
+
+
+async def leave_in_its_prefill(sup: Supervisor, gate: Gate) -> None:
+    work = asyncio.create_task(collect(sup))
+    await gate.arrival()
+    work.cancel()
+    await asyncio.wait({work})
+    assert (report(sup).state, report(sup).leases) == ("ready", 0)
+
+
+async def test_one_whose_caller_left_in_a_long_prefill_is_left_alone() -> None:
+    async with Gate() as gate:
+        entry = fake_runner(f"wedge@request; gate@first={gate.path}", first_chunk_timeout="30s", **QUICK)
+        async with supervisor(m=entry) as sup, EventRecorder(sup) as recorder:
+            await leave_in_its_prefill(sup, gate)
+            await asyncio.sleep(1.0)  # time for six missed probes
+            assert recorder.states("m") == ["starting", "ready"]
+
+
+async def test_but_not_longer_than_a_prefill_may_take() -> None:
+    async with Gate() as gate:
+        entry = fake_runner(f"wedge@request; gate@first={gate.path}", first_chunk_timeout="2s", **QUICK)
+        async with supervisor(m=entry) as sup, EventRecorder(sup) as recorder:
+            await leave_in_its_prefill(sup, gate)
+            with anyio.fail_after(LIMIT):
+                event = await recorder.until("m", "failed")
+            assert "did not answer" in event.reason
 
 
 async def test_the_wall_clock_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

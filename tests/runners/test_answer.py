@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from mlxsup.errors import BadAnswer, MlxsupError, RunnerError, Stalled
+from mlxsup.errors import BadAnswer, MlxsupError, QueueFull, RunnerError, Stalled
 from mlxsup.protocol import CompletionChunk, CompletionRequest, Options
 from mlxsup.runners.relay import Answer, Limits
 
@@ -124,6 +124,35 @@ class TestWhole:
         assert b"content-type: application/json" in exchange.head.lower()
         assert msgspec.json.decode(exchange.body, type=CompletionRequest) == request
         assert msgspec.json.decode(exchange.body)["images"] == ["AP8="]
+
+    @pytest.mark.parametrize("size", [200_000, 3 << 20], ids=["in one", "in pieces"])
+    async def test_a_large_request_arrives_whole_and_says_how_long_it_is(self, size: int) -> None:
+        seen: list[Exchange] = []
+
+        async def answer(exchange: Exchange) -> None:
+            seen.append(exchange)
+            await exchange.send(chunked(DONE))
+
+        request = CompletionRequest(prompt="p", seed=7, images=[bytes(range(256)) * (size // 256)])
+        async with wire(answer) as far:
+            await read_all(await far.post(request))
+        (exchange,) = seen
+        assert b"content-length: %d\r\n" % len(msgspec.json.encode(request)) in exchange.head.lower()
+        assert b"transfer-encoding" not in exchange.head.lower()
+        assert exchange.head.lower().count(b"content-type: application/json\r\n") == 1
+        assert msgspec.json.decode(exchange.body, type=CompletionRequest) == request
+
+    async def test_cookies_of_one_answer_do_not_go_with_the_next_request(self) -> None:
+        heads: list[bytes] = []
+
+        async def answer(exchange: Exchange) -> None:
+            heads.append(exchange.head.lower())
+            await exchange.send(chunked(DONE).replace(b"\r\n", b"\r\nSet-Cookie: caller=one; Path=/\r\n", 1))
+
+        async with wire(answer) as far:
+            for _ in range(2):
+                await read_all(await far.post())
+        assert [b"cookie" in head for head in heads] == [False, False]
 
     async def test_a_line_of_20_mib(self) -> None:
         size = 20 << 20
@@ -255,6 +284,24 @@ class TestBroken:
             error = await failure(await far.post())
         assert isinstance(error, RunnerError)
         assert (error.message, error.status, error.source) == ("no memory for 9 x 9", 500, "runner")
+
+    @pytest.mark.parametrize(
+        "before", [[], [LINE], 50 * [LINE], [STEP, PREVIEW]], ids=["first", "text", "many", "steps"]
+    )
+    @pytest.mark.parametrize(
+        "end", [b',"done":true}\n', b"}\n", b',"done":true}', b"}"], ids=["done", "", "cut", "bare"]
+    )
+    async def test_an_error_that_is_a_field_of_its_own(self, before: list[bytes], end: bytes) -> None:
+        told = b'{"error":{"message":"no memory","code":"queue_full"}' + end
+        async with wire(saying(UNTIL_CLOSED + b"".join(before) + told)) as far:
+            error = await failure(await far.post())
+        assert (type(error), error.message, error.status) == (QueueFull, "no memory", 503)
+        assert far.blamed == []
+
+    async def test_an_error_that_is_a_text(self) -> None:
+        async with wire(saying(chunked(LINE, b'{"error":"boom","content":null,"done":true}\n'))) as far:
+            error = await failure(await far.post())
+        assert (type(error), error.message, error.status) == (RunnerError, "boom", 500)
 
 
 class TestLimits:

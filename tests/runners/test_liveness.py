@@ -83,7 +83,7 @@ async def test_one_that_answers_is_left_alone(clock: Clock) -> None:
 
 async def test_one_at_work_is_given_as_long_as_an_answer_may_be_silent(clock: Clock) -> None:
     pulse = Pulse()
-    pulse.users = pulse.answering = 1
+    pulse.users = pulse.answering = pulse.listening = 1
     probes = Probes(clock, False, seconds=2)
     assert "silent for 62 s" in await reason(pulse, probes)
     assert probes.asked == 31
@@ -108,9 +108,83 @@ async def test_but_not_longer_than_its_first_chunk_may_take(clock: Clock) -> Non
     assert clock.now - 1000 >= 600
 
 
-async def test_one_that_sends_something_is_left_alone_though_it_answers_no_probe(clock: Clock) -> None:
+async def test_its_silence_begins_after_the_last_probe_that_it_answered(clock: Clock) -> None:
+    """Who holds a lease for hours may ask it for something late."""
+    pulse = Pulse()
+    pulse.users = 1
+    probes = Probes(clock, *[True] * 400, False, seconds=2)  # it answers for 800 s
+    assert "silent for 602 s" in await reason(pulse, probes)
+    assert clock.now - 1000 == 800 + 602
+
+
+async def test_one_whose_reader_takes_nothing_is_left_alone(clock: Clock) -> None:
+    """It waits within a write, and the reader is the silent one."""
     pulse = Pulse()
     pulse.users = pulse.answering = 1
+    assert await left_alone(pulse, Probes(clock, False, seconds=50))
+
+
+async def test_one_that_is_silent_once_its_reader_listens_again_is_found_out(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.users = pulse.answering = 1
+
+    class SlowReader(Probes):
+        async def __call__(self) -> bool | None:
+            answered = await super().__call__()
+            if self.asked == 20:
+                pulse.listening = 1
+                pulse.ask()
+            return answered
+
+    assert "silent for 100 s" in await reason(pulse, SlowReader(clock, False, seconds=50))
+    assert clock.now - 1000 == 1100
+
+
+async def test_one_that_may_still_work_for_a_caller_who_left_is_left_alone(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.leave(600)
+    assert await left_alone(pulse, Probes(clock, False, seconds=10))  # 500 s in all
+
+
+async def test_but_not_longer_than_that_may_take_it(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.leave(60)
+    assert "did not answer 30 probes" in await reason(pulse, Probes(clock, False, seconds=2))
+    assert clock.now - 1000 == 60
+
+
+async def test_one_that_has_answered_since_is_an_idle_one(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.leave(600)
+    probes = Probes(clock, False, False, True, False, seconds=2)
+    assert "3 probes" in await reason(pulse, probes)
+    assert probes.asked == 3 + MISSES
+
+
+async def test_callers_who_lose_patience_one_after_the_other_do_not_hide_a_dead_one(clock: Clock) -> None:
+    pulse = Pulse()
+
+    class Impatient(Probes):
+        async def __call__(self) -> bool | None:
+            pulse.leave(60)
+            return await super().__call__()
+
+    assert await reason(pulse, Impatient(clock, False, seconds=2))
+    assert 60 <= clock.now - 1000 <= 62
+
+
+async def test_of_callers_who_left_the_one_that_was_to_wait_longest_counts(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.leave(60)
+    pulse.leave(600)
+    pulse.leave(5)
+    assert await reason(pulse, Probes(clock, False, seconds=10))
+    assert clock.now - 1000 == 600
+
+
+async def test_one_that_sends_something_is_left_alone_though_it_answers_no_probe(clock: Clock) -> None:
+    pulse = Pulse()
+    pulse.users = pulse.answering = pulse.listening = 1
 
     class Busy(Probes):
         async def __call__(self) -> bool | None:
@@ -123,7 +197,7 @@ async def test_one_that_sends_something_is_left_alone_though_it_answers_no_probe
 async def test_probes_go_on_while_it_is_suspect(clock: Clock) -> None:
     """What is silent and misses probes may come back."""
     pulse = Pulse()
-    pulse.users = pulse.answering = 1
+    pulse.users = pulse.answering = pulse.listening = 1
     answers = [False] * 20 + [True]
     assert await left_alone(pulse, Probes(clock, *answers, seconds=2.5))
 

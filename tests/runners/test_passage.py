@@ -87,6 +87,29 @@ class TestWhole:
             last = (await passed(far, seed=11)).splitlines()[-1]
         assert msgspec.json.decode(last, type=CompletionChunk) == CompletionChunk(content="b", done=True, seed=11)
 
+    @pytest.mark.parametrize("tail", [b"", b"\r", b" "])
+    @pytest.mark.parametrize("size", [0, 1, 2, 9, 30])
+    async def test_a_seed_is_added_to_a_picture_too(self, size: int, tail: bytes) -> None:
+        """Though nearly all of it has passed by then; `size` is that of the pieces in which its end comes, 0 for one."""
+        picture = b"QUJD}" * LONG_LINE
+        line = b'{"image":"%b","done":true}%b\n' % (picture, tail)
+        near = len(line) - 60
+        pieces = [line[:near], *(line[at : at + size] for at in range(near, len(line), size))] if size else [line]
+        async with wire(saying(UNTIL_CLOSED)) as far:
+            passage = Passage(await far.post(), 11)
+            found = b"".join(passage._judge(piece) for piece in (STEP, *pieces))
+        assert passage.ended
+        assert found == STEP + b'{"image":"%b","done":true,"seed":11}\n' % picture
+
+    @pytest.mark.parametrize("end", [b',"seed":7}', b"}" + 100 * b" "], ids=["seed", "white space"])
+    async def test_a_picture_with_a_seed_and_one_with_too_much_behind_it_stay_as_they_are(self, end: bytes) -> None:
+        body = STEP + b'{"image":"%b","done":true%b\n' % (b"QUJD" * LONG_LINE, end)
+        async with wire(saying(UNTIL_CLOSED)) as far:
+            passage = Passage(await far.post(), 11)
+            found = b"".join(passage._judge(body[at : at + 50]) for at in range(0, len(body), 50))
+        assert passage.ended
+        assert found == body
+
     async def test_a_seed_that_it_does_report_stays(self) -> None:
         async with wire(saying(UNTIL_CLOSED + LINE + DONE)) as far:
             assert await passed(far, seed=11) == LINE + DONE
@@ -233,6 +256,16 @@ class TestBroken:
         async with wire(saying(UNTIL_CLOSED + STEP + told)) as far:
             _, error = await broken(far)
         assert isinstance(error, RunnerError)
+
+    @pytest.mark.parametrize("end", [b',"done":true}\n', b"}\n", b"}"], ids=["done", "", "bare"])
+    @pytest.mark.parametrize("size", [1, LONG_LINE])
+    async def test_an_error_that_is_a_field_of_its_own(self, size: int, end: bytes) -> None:
+        told = b'{"error":"boom %b"%b' % (b"x" * size, end)
+        async with wire(saying(UNTIL_CLOSED + 50 * LINE + told)) as far:
+            found, error = await broken(far)
+        assert isinstance(error, RunnerError)
+        assert error.message.startswith("boom x")
+        assert found == 50 * LINE or size == LONG_LINE
 
     async def test_done_without_the_picture(self) -> None:
         async with wire(saying(UNTIL_CLOSED + STEP + b'{"done":true}\n')) as far:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -97,6 +99,32 @@ async def test_silence_and_another_protocol_are_no_answer() -> None:
         assert not await probe.is_answered(15.0)
 
 
+async def test_an_answer_that_came_in_time_counts_though_the_program_kept_its_loop_to_itself() -> None:
+    """By then the time is up and the answer is there, at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        said = threading.Event()
+
+        def serve() -> None:
+            line, _ = listener.accept()
+            with line:
+                line.recv(1024)
+                line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                said.set()
+                line.recv(1024)
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        address = Address(port=listener.getsockname()[1])
+        async with open_session(address, 1.0) as session:
+            probe = Probe(_settings("/health").models["m"], ENGINES["command"], address, session)
+            asking = asyncio.create_task(probe.is_answered(0.1))
+            await asyncio.sleep(0)  # the question is out
+            said.wait(10)
+            time.sleep(0.2)  # noqa: ASYNC251 - this is what the program does
+            assert await asking
+        serving.join()
+
+
 async def test_nobody_listens() -> None:
     async with _probe(_nobody) as probe:
         pass
@@ -106,6 +134,32 @@ async def test_nobody_listens() -> None:
 async def test_without_a_health_path_an_open_door_is_an_answer() -> None:
     async with _probe(_nobody, health="none") as probe:
         assert await probe.is_answered(15.0)
+
+
+@pytest.mark.parametrize("health", ["none", "/health"])
+async def test_a_connection_to_itself_is_no_answer(health: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system may choose for us the very port that nobody listens on yet, and then connects us to ourselves."""
+    async with _probe(_nobody, health="none") as probe:
+        assert await probe.ask(15.0) is not None
+        address = probe._address
+    made = []
+
+    def line(_: Probe) -> socket.socket:
+        bound = socket.socket()
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((address.host, address.port))
+        made.append(bound)
+        return bound
+
+    monkeypatch.setattr(Probe, "_line", line)
+    async with open_session(address, 1.0) as session:
+        probe = Probe(_settings(health).models["m"], ENGINES["command"], address, session)
+        if health == "none":
+            assert await probe.ask(15.0) is None
+            assert (probe.reached, probe.silence) == (False, "nothing answers yet")
+        assert await probe.is_answered(0.5) is False
+    assert made
 
 
 async def _nobody(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:

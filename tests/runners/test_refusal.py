@@ -15,7 +15,8 @@ from mlxsup.engines import Address
 from mlxsup.errors import BadAnswer, InvalidRequest, Loading, MlxsupError, QueueFull, RunnerError, UnsupportedParameter
 from mlxsup.protocol import CompletionRequest
 from mlxsup.runners.probe import open_session
-from mlxsup.runners.relay import MAX_MESSAGE, Limits, post_completion, runner_refusal
+from mlxsup.runners.refusals import MAX_MESSAGE, runner_refusal, stream_error
+from mlxsup.runners.relay import Limits, post_completion
 
 from .wire_server import LAST_WORDS, Exchange, Wire, saying, serving, wire
 
@@ -119,6 +120,48 @@ def test_a_date_to_come_back_at_is_seconds_from_now() -> None:
     seconds = runner_refusal(503, b"no", when).retry_after
     assert seconds is not None
     assert 80 < seconds <= 100
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message", "status"),
+    [
+        ("boom", RunnerError, "boom", 500),
+        ({"message": " boom ", "code": "x"}, RunnerError, "boom", 500),
+        ({"message": "boom", "code": "queue_full"}, QueueFull, "boom", 503),
+        ({"message": "boom", "code": "invalid_request", "status": 422}, InvalidRequest, "boom", 422),
+        ({"message": "boom", "status": 507}, RunnerError, "boom", 507),
+        ({"message": "boom", "status": 200}, RunnerError, "boom", 500),
+        ({"message": "boom", "status": "bad"}, RunnerError, "boom", 500),
+        ({"reason": "boom"}, RunnerError, '{"reason":"boom"}', 500),
+        (["boom"], RunnerError, '["boom"]', 500),
+        (True, RunnerError, "true", 500),
+        (" ", RunnerError, "the runner reports an error without a word", 500),
+        ("x" * (MAX_MESSAGE + 9), RunnerError, "x" * MAX_MESSAGE, 500),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_an_error_in_a_line_becomes_what_it_says(
+    error: object, kind: type[MlxsupError], message: str, status: int
+) -> None:
+    found = stream_error(msgspec.json.encode({"error": error, "done": True}))
+    assert found is not None
+    assert (type(found), found.message, found.status) == (kind, message, status)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"content":"a"}',
+        b'{"error":null}',
+        b'{"error":""}',
+        b'{"error":false,"content":"a"}',
+        b'{"content":"error"}',
+        b'{"content":"{\\"error\\":\\"boom\\"}"}',
+        b'{"error":',
+    ],
+)
+def test_a_line_without_an_error_is_none(line: bytes) -> None:
+    assert stream_error(line) is None
 
 
 async def test_when_to_come_back_comes_through_a_real_connection() -> None:
