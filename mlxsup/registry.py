@@ -239,8 +239,9 @@ class Registry:
             self._machine.close()
             with anyio.CancelScope(shield=True):
                 await self._guard.close()
-                await asyncio.to_thread(self._learnt.write)
-                await asyncio.to_thread(self._records.close)
+                for last in (self._learnt.write, self._records.close):
+                    with suppress(RuntimeError):  # no new thread for it: those that there are do it
+                        await asyncio.to_thread(last)
 
     def _clear_the_way(self) -> None:
         sweep(state_directory())
@@ -255,10 +256,13 @@ class Registry:
             await self._groups_changed.wait()
             self._groups_changed.clear()
             groups = [Group(pgid, started) for pgid, started in self._guard.groups.items()]
-            if not await asyncio.to_thread(self._records.write, groups, str(self._guard.folder)):
+            written = False
+            with suppress(RuntimeError):  # no more threads, for now
+                written = await asyncio.to_thread(self._records.write, groups, str(self._guard.folder))
+                await asyncio.to_thread(self._learnt.write)
+            if not written:
                 await asyncio.sleep(RECORD_AGAIN)
                 self._groups_changed.set()
-            await asyncio.to_thread(self._learnt.write)
 
     async def _observe(self) -> None:
         """Look at what runs and at what is free, once a second, only while something runs or shall when there is room."""
@@ -283,7 +287,7 @@ class Registry:
             watched = {name: runner.watched() for name, runner in runners.items()}
             try:
                 seen = await self._machine.look(watched, thorough=thorough or self._scheduler.hungry)
-            except (OSError, psutil.Error) as error:  # such as no descriptors left: the next look may succeed
+            except (OSError, RuntimeError, psutil.Error) as error:  # no descriptors, no threads: the next may succeed
                 log.warning("could not look at what is free and used: %s", error)
                 return
         for name, sight in seen.sights.items():

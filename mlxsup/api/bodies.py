@@ -22,6 +22,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 _SLOWEST: Final = 8 * 1024
 """Bytes a second: a client that sends its body more slowly than that is left, however steadily it does."""
 
+_SHOWN: Final = 100
+"""Characters of an unknown key that are looked at and told again."""
+
 _place = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<where>.*)`)?", re.DOTALL)
 _unknown = re.compile(r"Object contains unknown field `(.*)`")
 _missing = re.compile(r"Object missing required field `(.*)`")
@@ -108,9 +111,10 @@ def _named(reason: str, kind: type[msgspec.Struct]) -> InvalidRequest:
     found = _place.fullmatch(reason)
     what, where = (found["what"], found["where"] or "") if found else (reason, "")
     if match := _unknown.fullmatch(what):
-        close = [] if where else difflib.get_close_matches(match[1], kind.__struct_fields__, 1)
+        key = match[1][:_SHOWN]
+        close = [] if where else difflib.get_close_matches(key, kind.__struct_fields__, 1)
         hint = f", did you mean {close[0]}?" if close else ""
-        return _at(where, match[1], f"unknown key{hint}")
+        return _at(where, key, f"unknown key{hint}")
     if match := _missing.fullmatch(what):
         return _at(where, match[1], "missing")
     if match := _wrong_type.fullmatch(what):

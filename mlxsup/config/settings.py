@@ -28,6 +28,9 @@ from mlxsup.config.rules import (
 from mlxsup.config.units import Duration, Size
 from mlxsup.errors import ModelNotFound
 
+_SHOWN = 200
+"""Characters of an unknown model's name that are looked at and told again: clients send names of any length."""
+
 BUILT_IN = "built in"
 """`Settings.source` when no file was read."""
 
@@ -176,6 +179,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def _not_found(self, name: str) -> ModelNotFound:
         known = sorted({*self.models, *(alias for model in self.models.values() for alias in model.aliases)})
+        name = name[:_SHOWN]
         close = difflib.get_close_matches(name, known, n=1)
         hint = f", did you mean {close[0]}?" if close else f"; known: {', '.join(known)}" if known else ""
         details: dict[str, object] = {"model": name, "known": known}

@@ -27,6 +27,8 @@ _BYTES = {
     **{f"{letter}b": 1000 ** (power + 1) for power, letter in enumerate("kmgt")},
 }
 _MAX_SIZE = 2**63 - 1
+_LONGEST = 1000
+"""Characters of a duration or size; clients send them too, and long numbers take long to read."""
 
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _PARTS = re.compile(rf"({_NUMBER})\s*(ns|us|ms|s|m|h|d)\s*")
@@ -97,16 +99,23 @@ def format_duration(seconds: float) -> str:
 
 
 def _parse_duration(text: str) -> float:
-    match = _DURATION.fullmatch(text.strip())
+    match = _DURATION.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if not match:
-        raise ValueError(f'expected a duration such as "5m", "1h30m", "250ms" or a number of seconds, not {text!r}')
+        shown = _shown(text)
+        raise ValueError(f'expected a duration such as "5m", "1h30m", "250ms" or a number of seconds, not {shown}')
     sign, body = match[1], match[2]
-    parts = _PARTS.findall(body)
+    parts = (
+        _PARTS.findall(body) if body[-1].isalpha() else []
+    )  # a bare number has none, however long one looks for them
     exact = sum((Fraction(number) * _SECONDS[unit] for number, unit in parts), Fraction()) if parts else Fraction(body)
     try:
         return float(-exact if sign == "-" else exact)
     except OverflowError:
         return math.inf
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= _LONGEST else f"{text[:20]!r} and {len(text) - 20} characters more"
 
 
 def _plain_number(value: object) -> float:
@@ -125,9 +134,9 @@ def _whole_number(value: object) -> int:
 
 
 def _parse_size(text: str) -> int:
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if not match:
-        raise ValueError(f'expected a size such as "64MiB", "1.5GB" or a number of bytes, not {text!r}')
+        raise ValueError(f'expected a size such as "64MiB", "1.5GB" or a number of bytes, not {_shown(text)}')
     number, unit = match[1], match[2].lower()
     if unit and unit not in _BYTES:
         known = "B, KiB, MiB, GiB, TiB, KB, MB, GB or TB"

@@ -126,3 +126,12 @@ async def _ask_first(port: int, length: int, body: bytes) -> bytes:
     writer.close()
     await writer.wait_closed()
     return answer
+
+
+async def test_long_names_are_told_again_in_part() -> None:
+    """Each of them is looked for among the known ones, on the loop."""
+    async with serving({"m": fake_runner()}) as api:
+        for body in ({"model": "m" * 900_000}, {"model": "m", "k" * 900_000: 1}):
+            status, answer = await api.post("/models/load", body)
+            assert status in (400, 404)
+            assert len(str(answer)) < 2000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given
@@ -77,6 +79,18 @@ def test_whole_milliseconds_are_written_in_units(hours: int, minutes: int, secon
     assert format_duration(Duration(text)) == text
     assert str(Duration(text)) == text
     assert repr(Duration(text)) == f"Duration('{text}')"
+
+
+@pytest.mark.parametrize("read", [Duration, Size])
+@pytest.mark.parametrize("text", ["1" * 5_000_000, "x" * 5_000_000, "1h" * 2_000_000, "1" * 900])
+def test_text_of_any_length_costs_no_time_and_is_not_told_again(read: Callable[[str], object], text: str) -> None:
+    began, refusal = time.process_time(), ""
+    try:
+        read(text)
+    except ValueError as error:
+        refusal = str(error)
+    assert len(refusal) < 5000
+    assert time.process_time() - began < 1.0
 
 
 def test_a_duration_counts_as_a_number() -> None:

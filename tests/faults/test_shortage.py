@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from mlxsup import MlxsupError, Supervisor, weights
+from mlxsup import MlxsupError, Supervisor, registry, weights
 from mlxsup.errors import ResourceExhausted
 from mlxsup.runners import marks, procfs
 from mlxsup.runners import process as process_module
@@ -196,3 +196,28 @@ def _unreadable(path: Path) -> MlxsupError:
 def test_a_look_that_failed_proves_nothing(look: Callable[[], object]) -> None:
     with no_descriptors(), pytest.raises(OSError, match="Too many open files"):
         look()
+
+
+async def test_no_threads_left_end_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a limit on tasks counts those of the runners."""
+    monkeypatch.setattr(registry, "RECORD_AGAIN", 0.05)
+    async with supervisor(m=fake_runner()) as sup:
+        await sup.load("m")
+        pid, tried = report(sup).pid, 0
+
+        async def to_thread(*_: Any) -> Any:
+            nonlocal tried
+            tried += 1
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "to_thread", to_thread)
+            sup._registry()._groups_changed.set()
+            sup._registry()._machine._surveyed = None
+            await until(lambda: tried > 3)
+            await sup._registry()._look(thorough=True)
+            assert (report(sup).state, report(sup).pid) == ("ready", pid)
+        assert words(await collect(sup)) == "t1 t2 t3 "
+        assert report(sup).pid == pid
+        assert alive(pid)
+    assert gone(pid)
