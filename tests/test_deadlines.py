@@ -92,19 +92,15 @@ async def test_load(tmp_path: Path) -> None:
         await is_free(sup)
 
 
-async def test_first_chunk() -> None:
-    async with supervisor("hang@request#1", first_chunk_timeout="300ms") as sup:
-        with pytest.raises(Stalled, match=r"0\.3 s$") as caught:
+@pytest.mark.parametrize(
+    ("scenario", "stage", "words_of_it"),
+    [("hang@request#1", "first_chunk", r"0\.3 s$"), ("hang@1#1", "silence", r"sent nothing more for 0\.3 s$")],
+)
+async def test_first_chunk_and_silence(scenario: str, stage: str, words_of_it: str) -> None:
+    async with supervisor(scenario, **{f"{stage}_timeout": "300ms"}) as sup:
+        with pytest.raises(Stalled, match=words_of_it) as caught:
             await words(sup)
-        assert (caught.value.details["stage"], caught.value.details["limit"]) == ("first_chunk", 0.3)
-        await is_free(sup)
-
-
-async def test_silence() -> None:
-    async with supervisor("hang@1#1", silence_timeout="300ms") as sup:
-        with pytest.raises(Stalled, match=r"sent nothing more for 0\.3 s$") as caught:
-            await words(sup)
-        assert (caught.value.details["stage"], caught.value.details["limit"]) == ("silence", 0.3)
+        assert (caught.value.details["stage"], caught.value.details["limit"]) == (stage, 0.3)
         await is_free(sup)
 
 

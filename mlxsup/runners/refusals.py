@@ -14,14 +14,15 @@ from mlxsup.errors import BY_CODE, MlxsupError, RunnerError
 MAX_MESSAGE = 2000
 MAX_RETRY_AFTER = 86_400.0
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What reading JSON that is none may raise."""
 
 
 def runner_refusal(status: int, body: bytes, retry_after: str | None = None) -> MlxsupError:
     """Turn a runner's non-200 answer into an error: its own message, trimmed, its own status and `Retry-After`."""
     text = body.decode("utf-8", errors="replace").strip()
     found: object = None
-    with suppress(*_UNREADABLE):
+    with suppress(*UNREADABLE):
         found = msgspec.json.decode(text)
     error = found.get("error", found) if isinstance(found, dict) else None
     kind, message = _read_error(error, text)
@@ -39,7 +40,7 @@ def stream_error(line: bytes | bytearray) -> MlxsupError | None:
         return None
     try:
         error = _decoder.decode(line).error
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
     if not error:
         return None

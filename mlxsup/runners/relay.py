@@ -18,7 +18,7 @@ from mlxsup.protocol import CompletionChunk, CompletionRequest
 from mlxsup.runners.alarm import Alarm
 from mlxsup.runners.liveness import Pulse
 from mlxsup.runners.reading import Reader, Take
-from mlxsup.runners.refusals import MAX_MESSAGE, runner_refusal, stream_error
+from mlxsup.runners.refusals import MAX_MESSAGE, UNREADABLE, runner_refusal, stream_error
 from mlxsup.shortages import is_shortage
 
 MAX_LINE = 256 * 1024 * 1024
@@ -29,7 +29,6 @@ LARGE_BODY = 256 * 1024
 _JSON = {"Content-Type": "application/json"}
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CompletionChunk)
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ERROR_PREFIX = "error:"
 
 
@@ -158,7 +157,7 @@ class Answer:
         bad: MlxsupError | None
         try:
             chunk = _decoder.decode(line)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self.close()
             shown = bytes(line[:80]).decode("utf-8", errors="replace")
             bad = stream_error(line) or BadAnswer(f"the runner sent a line that is no chunk ({error}): {shown}")
@@ -188,7 +187,7 @@ class Answer:
             return False
         try:
             chunks = _decoder.decode_lines(lines)
-        except _UNREADABLE:
+        except UNREADABLE:
             return False
         if len(chunks) != lines.count(b"\n"):
             return False
@@ -324,7 +323,7 @@ class Answer:
 
 def is_last_chunk(rest: bytes | bytearray) -> bool:
     """Tell whether what came after the last newline is a whole chunk that ends the answer, well or not, but for its newline."""
-    with suppress(*_UNREADABLE):
+    with suppress(*UNREADABLE):
         return bool(rest) and (stream_error(rest) is not None or _decoder.decode(rest).done)
     return False
 
