@@ -287,8 +287,9 @@ class Registry:
             watched = {name: runner.watched() for name, runner in runners.items()}
             try:
                 seen = await self._machine.look(watched, thorough=thorough or self._scheduler.hungry)
-            except (OSError, RuntimeError, psutil.Error) as error:  # no descriptors, no threads: the next may succeed
-                log.warning("could not look at what is free and used: %s", error)
+            except Exception as error:  # no descriptors, no threads, or a fault of ours: the next look may succeed
+                ours = not isinstance(error, (OSError, RuntimeError, psutil.Error))
+                log.warning("could not look at what is free and used: %s", error, exc_info=ours)
                 return
         for name, sight in seen.sights.items():
             runners[name].note_sight(sight, seen.used.get(name, {}), seen.needed.get(name, {}))

@@ -282,7 +282,7 @@ def _tree(pid: int) -> list[int]:
 
 def _tree_by_psutil(pid: int) -> list[int]:
     try:
-        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+        return list(dict.fromkeys([pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]))
     except psutil.Error:
         return [pid]
 

@@ -126,14 +126,15 @@ def tree(pid: int) -> list[int]:
     table = None if HAS_CHILDREN else _by_parent()
     found, seen = [pid], {pid}
     for member in found:  # it grows meanwhile
-        below = children(member) if table is None else table.get(member, [])
-        found += [child for child in below if child not in seen]  # pids that are used again may make a ring
-        seen.update(below)
+        for child in children(member) if table is None else table.get(member, []):
+            if child not in seen:  # pids that are used again may make a ring
+                seen.add(child)
+                found.append(child)
     return found
 
 
 def children(pid: int) -> list[int]:
-    """Return the pids of a process's children."""
+    """Return the pids of a process's children; one whose parent thread ends meanwhile may be there twice."""
     if not HAS_CHILDREN:
         return _by_parent().get(pid, [])
     found: list[int] = []

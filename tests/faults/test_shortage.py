@@ -19,6 +19,7 @@ from mlxsup.errors import ResourceExhausted
 from mlxsup.runners import marks, procfs
 from mlxsup.runners import process as process_module
 from mlxsup.runners import runner as runner_module
+from mlxsup.runners.footprint import Observer
 from mlxsup.testing import EventRecorder, Gate, fake_runner
 from tests.faults.house import Record, alive, collect, kill, report, state_is, supervisor, words
 from tests.waiting import LIMIT, until
@@ -221,3 +222,22 @@ async def test_no_threads_left_end_nobody(monkeypatch: pytest.MonkeyPatch) -> No
         assert report(sup).pid == pid
         assert alive(pid)
     assert gone(pid)
+
+
+async def test_a_fault_of_ours_in_a_look_at_memory_ends_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def look(*_: Any) -> Any:
+        raise ValueError("this was not foreseen")
+
+    async with supervisor(m=fake_runner()) as sup:
+        await sup.load("m")
+        pid = report(sup).pid
+        with monkeypatch.context() as patch:
+            patch.setattr(Observer, "look", look)
+            await sup._registry()._look(thorough=True)
+        (said,) = [record for record in caplog.records if "could not look" in record.message]
+        assert "this was not foreseen" in said.message
+        assert said.exc_info
+        assert words(await collect(sup)) == "t1 t2 t3 "
+        assert report(sup).pid == pid

@@ -93,6 +93,12 @@ def test_pids_that_are_used_again_meanwhile_make_no_ring(monkeypatch: pytest.Mon
     assert procfs.tree(1) == [1, 2, 3]
 
 
+def test_a_child_that_moves_to_another_thread_meanwhile_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procfs, "HAS_CHILDREN", True)
+    monkeypatch.setattr(procfs, "children", {1: [2, 3, 2], 2: [], 3: [2]}.__getitem__)
+    assert procfs.tree(1) == [1, 2, 3]
+
+
 def test_a_kept_line_says_the_same_and_does_not_take_another_process_for_its_own(family: psutil.Process) -> None:
     glass, late = procfs.Glass(family.pid), procfs.Glass(GONE)
     try:

@@ -67,6 +67,18 @@ async def run(cycles: int, *, trace: bool) -> list[Look]:
     return looks
 
 
+class _Faults(logging.Handler):
+    """Keeps what is logged with a traceback: nothing of that kind may happen here."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info:
+            self.found.append(logging.Formatter().format(record))
+
+
 async def _lap(house: House, lanes: list[Iterator[str]], share: int) -> None:
     await asyncio.gather(*(_lead(house, itertools.islice(lane, share)) for lane in lanes))
     await asyncio.sleep(OBSERVE_EVERY + 0.2)  # what is kept open to look at runners is let go at the next look
@@ -127,12 +139,17 @@ def main() -> None:
     parser.add_argument("--trace", action="store_true")
     options = parser.parse_args()
     heap.share_one()  # as the daemon does
-    logging.getLogger("mlxsup").setLevel(logging.CRITICAL)  # runners that die here die on purpose
+    faults = _Faults(logging.WARNING)
+    log = logging.getLogger("mlxsup")
+    log.addHandler(faults)
+    log.propagate = False  # runners that die here die on purpose
     with own_folders() as folder:
         loop = uvloop if options.loop == "uvloop" else asyncio
         looks = loop.run(run(options.cycles, trace=options.trace))
         found = Path(folder, "xdg").rglob("*/*")
         left = sorted(str(path.relative_to(folder)) for path in found if path.name != LEARNT_FILE)
+    if faults.found:
+        sys.exit(f"{len(faults.found)} tracebacks in the log, the first: {faults.found[0]}")
     if left:
         sys.exit(f"left in the temporary folder: {', '.join(left)}")
     sys.stdout.write(msgspec.json.encode(looks).decode())
