@@ -193,6 +193,19 @@ class Taking(Gated):
         return Image.new("RGB", (order.width, order.height))
 
 
+async def ordered(
+    folder: Path, most: int, shape: tuple[int, int] | None, asked: dict[str, int]
+) -> tuple[int, str, list[Order]]:
+    """Ask a runner that may make so many pixels for a picture, perhaps of one of that shape: its status, words and orders."""
+    pipeline = Taking()
+    order = {"prompt": "x", "images": wired(Image.new("RGB", shape, "red")) if shape else [], **asked}
+    async with (
+        serving(pipeline, folder, max_pixels=most) as runner,
+        runner.session.post("/completion", json=order) as answer,
+    ):
+        return answer.status, await answer.text(), pipeline.orders
+
+
 class TestPipelines:
     async def test_one_that_takes_none_refuses_them(self, tmp_path: Path) -> None:
         async with serving(Gated(), tmp_path) as runner:
@@ -242,15 +255,9 @@ class TestPipelines:
     async def test_a_size_that_is_left_open_fits_what_is_reserved(
         self, tmp_path: Path, most: int, shape: tuple[int, int] | None, asked: dict[str, int], size: tuple[int, int]
     ) -> None:
-        pipeline = Taking()
-        order = {"prompt": "x", "images": wired(Image.new("RGB", shape, "red")) if shape else [], **asked}
-        async with (
-            serving(pipeline, tmp_path, max_pixels=most) as runner,
-            runner.session.post("/completion", json=order) as answer,
-        ):
-            assert answer.status == 200, await answer.text()
-            await answer.read()
-        assert [(made.width, made.height) for made in pipeline.orders] == [size]
+        status, told, orders = await ordered(tmp_path, most, shape, asked)
+        assert status == 200, told
+        assert [(made.width, made.height) for made in orders] == [size]
 
     @pytest.mark.parametrize(
         ("most", "shape", "asked", "size"),
@@ -265,16 +272,11 @@ class TestPipelines:
     async def test_what_is_larger_than_that_is_refused(
         self, tmp_path: Path, most: int, shape: tuple[int, int] | None, asked: dict[str, int], size: str
     ) -> None:
-        pipeline = Taking()
-        order = {"prompt": "x", "images": wired(Image.new("RGB", shape, "red")) if shape else [], **asked}
-        async with (
-            serving(pipeline, tmp_path, max_pixels=most) as runner,
-            runner.session.post("/completion", json=order) as answer,
-        ):
-            error = (await answer.json())["error"]
-        assert (answer.status, error["code"], pipeline.orders) == (400, "invalid_request", [])
-        told = f"{size} is more than the {most} pixels that memory is reserved for; the key is max_pixels"
-        assert error["message"] == told
+        status, told, orders = await ordered(tmp_path, most, shape, asked)
+        error = json.loads(told)["error"]
+        assert (status, error["code"], orders) == (400, "invalid_request", [])
+        why = f"{size} is more than the {most} pixels that memory is reserved for; the key is max_pixels"
+        assert error["message"] == why
 
     async def test_one_more_than_it_takes_is_refused(self, tmp_path: Path) -> None:
         order = {"prompt": "x", "images": 3 * wired(Image.new("RGB", (9, 9)))}
