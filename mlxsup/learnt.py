@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 VERSION: Final = 1
 LEARNT_FILE: Final = "learnt.json"
+LOCK_FILE: Final = "learnt.lock"
 MOST_LESSONS: Final = 1000
 """Models of which something is kept; the ones loaded last."""
 LOCK_WAIT: Final = 1.0
@@ -98,7 +99,7 @@ class Learnt:
         fresh: dict[str, Lesson] = {}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _alone_in(self.path.parent):
+            with _alone(self.path.with_name(LOCK_FILE)):
                 found = self._read()
                 with self._changing:
                     fresh, self._unwritten = self._unwritten, {}
@@ -142,16 +143,23 @@ def _after(first: Mapping[str, Lesson], then: Mapping[str, Lesson]) -> dict[str,
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other supervisors from writing meanwhile; after a while without their consent."""
-    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def _alone(lock: Path) -> Iterator[None]:
+    """Keep other supervisors from writing meanwhile; without their consent after a while, or where files cannot be locked."""
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         give_up_at = time.monotonic() + LOCK_WAIT
-        while time.monotonic() < give_up_at:
-            with suppress(OSError):  # held by another, or a file system that knows no locks
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            time.sleep(0.01)
+        with suppress(OSError):  # a file system that knows no locks
+            while not _is_locked(handle) and time.monotonic() < give_up_at:
+                time.sleep(0.01)
         yield
     finally:
         os.close(handle)
+
+
+def _is_locked(handle: int) -> bool:
+    """Take the lock unless another has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -5,26 +5,32 @@ Everything here but `look` may block for some milliseconds and is called in a th
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import logging
 import sys
 import time
 from collections.abc import Iterable, Mapping
 
 import msgspec
+import psutil
 
 from mlxsup import host
 from mlxsup.config import ModelSettings, Settings
 from mlxsup.engines import ENGINES
 from mlxsup.errors import ConfigError
-from mlxsup.host import gpu_nvidia
+from mlxsup.host import visible
+from mlxsup.host.cards import Cards
+from mlxsup.host.gpu_nvidia import Card
 from mlxsup.learnt import Learnt, Lesson
 from mlxsup.protocol import RunnerMemory
 from mlxsup.runners import footprint, procfs
 from mlxsup.runners.footprint import Observer, Sight, Watched
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling.ledger import Device
+from mlxsup.threads import in_thread
 from mlxsup.weights import Need, Weights
+
+log = logging.getLogger(__name__)
 
 Use = dict[str, dict[str, int]]
 """Bytes by model and device."""
@@ -109,11 +115,16 @@ class Machine:
         self._last: tuple[tuple[Mapping[str, Watched], dict[str, Sight]], tuple[Use, Use]] | None = None
         self._home: host.Device | None = None
         self._cards: frozenset[str] = frozenset()
+        self._driver = Cards()
         self.found: tuple[host.Device, ...] = ()
 
     def find_devices(self) -> None:
         """Look for devices; to be called once before anything else."""
-        self.found = host.devices().devices
+        found = host.devices()
+        for reason in found.reasons:
+            log.info("%s", reason)
+        self.found = found.devices
+        self._driver = Cards(self.found)
         self._home = host.home()
 
     @property
@@ -189,12 +200,12 @@ class Machine:
             f"learnt (last load {day}), as it took so much once: {key} overrules that, or stop mlxsup and remove {kept}"
         )
 
-    async def look(self, runners: Mapping[str, Watched], *, thorough: bool = False) -> Seen:
+    async def look(self, runners: Mapping[str, Watched], *, thorough: bool = False, all_cards: bool = False) -> Seen:
         """Look at what is free and at what runs; to be called by one task at a time.
 
         A common look costs some microseconds for each runner and is made here and now, as a thread would cost more. Who
         belongs to a runner, limits of control groups and proportional memory are looked up in a thread, seldom; with
-        `thorough` whatever can have changed since.
+        `thorough` whatever can have changed since. With `all_cards`, too, cards are asked on which no runner is yet.
 
         Raises:
             OSError, psutil.Error: the system does not tell just now.
@@ -216,11 +227,14 @@ class Machine:
             self._last = (runners, sights), (used, needed)
         free = {self.home: await self._free_at_home(now)}
         cards = _cards(device for each in runners.values() for device in each.shares)
-        if thorough:  # whoever waits may go where nobody is yet
+        if thorough or all_cards:  # whoever waits may go where nobody is yet
             cards |= self._cards
         if cards:
-            held = await asyncio.to_thread(self._look_at_cards, sorted(cards), runners, free)
-            used, needed = _largest(used, held), _largest(needed, held)
+            seen = await self._driver.look(sorted(cards))
+            free.update((name, card.free) for name, card in seen.items())
+            held = self._held(seen, runners)
+            needed = _largest(needed, held)
+            used = _largest(_largest(used, held), self._presumed(seen, runners, used))
         return Seen(free=free, used=used, needed=needed, sights=sights)
 
     async def _weigh_if_due(
@@ -252,32 +266,50 @@ class Machine:
         self._observer.close()
 
     async def _study(self, walked: Iterable[int], weighed: Iterable[int], now: float) -> None:
-        self._observer.learn(await asyncio.to_thread(footprint.study, walked, weighed), now)
+        self._observer.learn(await in_thread(footprint.study, walked, weighed, self._observer.leaving), now)
 
     async def _look(self, runners: Mapping[str, Watched]) -> dict[str, Sight]:
         pids = [each.pid for each in runners.values()]
-        found = self._observer.look(pids) if procfs.AVAILABLE else await asyncio.to_thread(self._observer.look, pids)
+        found = self._observer.look(pids) if procfs.AVAILABLE else await in_thread(self._observer.look, pids)
         return dict(zip(runners, found, strict=True))
 
-    def _look_at_cards(self, cards: Iterable[str], runners: Mapping[str, Watched], free: dict[str, int]) -> Use:
-        """Ask each card what is free, which goes into `free`, and who holds how much of it."""
+    def _held(self, cards: Mapping[str, Card], runners: Mapping[str, Watched]) -> Use:
+        """Return who holds how much of each card by the word of its driver."""
         held: Use = {}
-        for card in cards:
-            try:
-                free[card], by_pid = gpu_nvidia.free(card), gpu_nvidia.used_by_process(card)
-            except gpu_nvidia.NoAnswerError:
-                continue
+        for name, card in cards.items():
             for model, each in runners.items():
-                if card in each.shares:
+                if name in each.shares:
                     members = self._observer.members(each.pid)
-                    held.setdefault(model, {})[card] = sum(by_pid.get(member, 0) for member in members)
+                    held.setdefault(model, {})[name] = sum(card.by_pid.get(member, 0) for member in members)
         return held
+
+    def _presumed(self, cards: Mapping[str, Card], runners: Mapping[str, Watched], told: Use) -> Use:
+        """Return what runners that are loaded must hold of cards whose driver does not name them.
+
+        In a container it may name pids of the host, elsewhere none at all. What such runners hold is in use already: counted as
+        still to come, it would count twice. It is what no process that we know has, and no more than was reserved for them.
+        """
+        presumed: Use = {}
+        for name, card in cards.items():
+            unnamed: dict[str, int] = {}
+            rest = card.used - sum(size for pid, size in card.by_pid.items() if psutil.pid_exists(pid))
+            for model, each in runners.items():
+                if name not in each.shares or any(pid in card.by_pid for pid in self._observer.members(each.pid)):
+                    continue
+                if heard := told.get(model, {}).get(name, 0):
+                    rest -= heard
+                elif each.loaded:
+                    unnamed[model] = each.shares[name]
+            wanted = sum(unnamed.values())
+            for model, share in unnamed.items():
+                presumed.setdefault(model, {})[name] = share * max(0, min(rest, wanted)) // wanted if wanted else 0
+        return presumed
 
     async def _free_at_home(self, now: float) -> int:
         if not procfs.AVAILABLE:
-            return await asyncio.to_thread(self._free_elsewhere)
+            return await in_thread(self._free_elsewhere)
         if self._surveyed is None or now // SURVEY_EVERY != self._surveyed // SURVEY_EVERY:
-            await asyncio.to_thread(self._gauge.survey)
+            await in_thread(self._gauge.survey)
             self._surveyed = now
         return self._gauge.free()
 
@@ -292,7 +324,7 @@ def environment(devices: Iterable[str], *, chosen: bool) -> dict[str, str]:
     cards = [name.removeprefix("cuda:") for name in devices if name.startswith("cuda:")]
     if not cards and not chosen:
         return {}
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(cards)}
+    return {visible.ORDER: visible.BY_BUS, visible.VARIABLE: ",".join(cards)}
 
 
 def _cards(devices: Iterable[str]) -> frozenset[str]:

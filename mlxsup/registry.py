@@ -35,6 +35,7 @@ from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling.scheduler import Scheduler
 from mlxsup.statefiles import state_directory
+from mlxsup.threads import in_thread
 from mlxsup.weighing import Scales
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Registry:
     # Questions of callers
 
     async def acquire(self, model: str, *, keep_alive: float | None = None) -> Lease:
-        """Wait for a lease. A caller that is cancelled leaves the queue at once; the load it asked for goes on.
+        """Wait for a lease. A caller that is cancelled leaves the queue at once; a load that has begun goes on.
 
         `keep_alive` is seconds that the model shall stay after its last use (negative: for ever), until it is unloaded.
 
@@ -121,9 +122,8 @@ class Registry:
     def shut_down(self, *, force: bool) -> None:
         """Begin the end; `run` returns when nothing is left."""
         if self._give_up_at is None:
-            longest = max(
-                (model.drain_timeout + model.stop_grace for model in self._settings.models.values()), default=0
-            )
+            models = [*self._settings.models.values(), *(runner.model for runner in self._runners.values())]
+            longest = max((model.drain_timeout + model.stop_grace for model in models), default=0)
             self._give_up_at = asyncio.get_running_loop().time() + longest + CLOSE_MARGIN
             self._woken.set()
         self._post(ev.Shutdown(force=force))
@@ -216,7 +216,7 @@ class Registry:
             MlxsupError: the shutdown gave up on a process that will not die; its pids are in the message.
         """
         try:
-            await asyncio.to_thread(self._clear_the_way)
+            await in_thread(self._clear_the_way)
             self._events.appendleft(ev.Start())
             self._events.appendleft(self._configuration())
             async with anyio.create_task_group() as tasks:
@@ -238,10 +238,7 @@ class Registry:
             self._end()
             self._machine.close()
             with anyio.CancelScope(shield=True):
-                await self._guard.close()
-                for last in (self._learnt.write, self._records.close):
-                    with suppress(RuntimeError):  # no new thread for it: those that there are do it
-                        await asyncio.to_thread(last)
+                await self._guard.close(self._learnt.write, self._records.close)
 
     def _clear_the_way(self) -> None:
         sweep(state_directory())
@@ -258,8 +255,8 @@ class Registry:
             groups = [Group(pgid, started) for pgid, started in self._guard.groups.items()]
             written = False
             with suppress(RuntimeError):  # no more threads, for now
-                written = await asyncio.to_thread(self._records.write, groups, str(self._guard.folder))
-                await asyncio.to_thread(self._learnt.write)
+                written = await in_thread(self._records.write, groups, str(self._guard.folder))
+                await in_thread(self._learnt.write)
             if not written:
                 await asyncio.sleep(RECORD_AGAIN)
                 self._groups_changed.set()
@@ -285,8 +282,9 @@ class Registry:
         async with self._looking:
             runners = {name: runner for name, runner in self._runners.items() if runner.pid > 0}
             watched = {name: runner.watched() for name, runner in runners.items()}
+            thorough, expectant = thorough or self._scheduler.hungry, self._scheduler.expectant
             try:
-                seen = await self._machine.look(watched, thorough=thorough or self._scheduler.hungry)
+                seen = await self._machine.look(watched, thorough=thorough, all_cards=expectant)
             except Exception as error:  # no descriptors, no threads, or a fault of ours: the next look may succeed
                 ours = not isinstance(error, (OSError, RuntimeError, psutil.Error))
                 log.warning("could not look at what is free and used: %s", error, exc_info=ours)
@@ -343,8 +341,7 @@ class Registry:
             case fx.Look():
                 self._look_asked.set()
             case fx.Spawn():
-                runner = self._make_runner(effect)
-                self._runners[effect.model] = runner
+                runner = self._runners[effect.model] = self._make_runner(effect)
                 self._alive.set()
                 tasks.start_soon(runner.run, name=f"mlxsup runner {effect.model}")
             case fx.Stop():

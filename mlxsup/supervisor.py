@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections import deque
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mlxsup.engines.base import Ability
     from mlxsup.leases import Lease
     from mlxsup.registry import Registry
+
+log = logging.getLogger(__name__)
 
 EVENT_BACKLOG = 10_000
 """Transitions kept for a subscriber that does not read; older ones are dropped."""
@@ -82,11 +85,15 @@ class Supervisor:
     ) -> None:
         """Shut down in order; raises what crashed the owner task, if anything did.
 
-        A cancellation while this waits makes it force the rest, and is passed on afterwards.
+        A cancellation while this waits makes it force the rest, and is passed on afterwards. In a child that the program has
+        forked it does nothing: what runs is the parent's.
         """
         running = self._entered()
         try:
-            await running.finish()
+            if running.pid == os.getpid():
+                await running.finish()
+            else:
+                log.warning("a child that was forked out of the event loop of %d must end by os._exit()", running.pid)
         finally:
             self._running = None
 
@@ -131,8 +138,8 @@ class Supervisor:
     async def load(self, model: str, *, deadline: Span = None, keep_alive: Span = None) -> None:
         """Load a model and return when it is ready.
 
-        The load goes on if this is cancelled or ends by `deadline` or the model's `queue_timeout`, which bound the wait alone;
-        `keep_alive` is as for `completion`.
+        A load that has begun goes on if this is cancelled or ends by `deadline` or the model's `queue_timeout`, which bound
+        the wait alone; one that still waits for memory is given up then. `keep_alive` is as for `completion`.
 
         Raises:
             ModelNotFound, LoadFailed, LoadTimeout, EngineUnavailable, Unloaded, ShuttingDown, QueueFull: why it is not.
@@ -141,17 +148,19 @@ class Supervisor:
         """
         await self._turn(model, deadline, keep_alive).load()
 
-    async def unload(self, model: str, *, force: bool = False) -> None:
+    async def unload(self, model: str, *, force: bool = False, deadline: Span = None) -> None:
         """Put a model out and return when its process and its group are gone.
 
         Work in flight may end first (`drain_timeout`) unless `force`; requests that waited get Unloaded, later ones load
-        the model again. A model that is not loaded is fine.
+        the model again. A model that is not loaded is fine. The unloading goes on if this is cancelled or ends by `deadline`.
 
         Raises:
             ModelNotFound: no such model or alias.
             Conflict: it is pinned, and `force` is not given.
+            DeadlineExceeded: it was not gone in time.
+            InvalidRequest: `deadline` is no span of time.
         """
-        await self._registry().unload(self.settings.resolve(model).name, force=force)
+        await self._turn(model, deadline, None).unload(force=force)
 
     async def reload(self, settings: Settings) -> None:
         """Take over another configuration while running.
@@ -273,6 +282,7 @@ class _Running:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
+        self.pid = os.getpid()
         self.started = time.time()
         self._ready = asyncio.Event()
         self._task = asyncio.create_task(registry.run(self._ready), name="mlxsup owner")

@@ -10,14 +10,15 @@ from mlxsup.errors import DeadlineExceeded, InvalidRequest
 Span = float | str | None
 """A span of time as callers give it: seconds, text such as `"5m"`, or None for nothing said."""
 
-Stage = Literal["queue", "loading", "first_chunk", "answer"]
-"""What a request waits for: its turn, the load of its model, the first piece of its answer, the rest of it."""
+Stage = Literal["queue", "loading", "first_chunk", "answer", "unloading"]
+"""What a request waits for: its turn, the load of its model, the first piece of its answer, the rest of it, the model's end."""
 
 _STAGES: Final[dict[Stage, str]] = {
     "queue": "while it waited for its turn",
     "loading": "while its model was being loaded",
     "first_chunk": "before the first piece of its answer",
     "answer": "in the middle of its answer",
+    "unloading": "before its model was gone",
 }
 
 
@@ -49,7 +50,7 @@ def waited_too_long(model: str, stage: Stage, limit: float) -> DeadlineExceeded:
     what = "was not loaded" if stage == "loading" else "had no free place"
     return DeadlineExceeded(
         f"{model} {what} within its queue_timeout of {limit:g} s",
-        details={"model": model, "stage": stage, "limit": limit},
+        details={"model": model, "stage": stage, "limit": float(limit)},
     )
 
 

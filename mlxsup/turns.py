@@ -44,13 +44,22 @@ class Turn:
         return await self._wait(self._registry.acquire(self.model, keep_alive=self._keep_alive))
 
     async def load(self) -> None:
-        """Wait until the model is ready; the load goes on where this ends before it.
+        """Wait until the model is ready; a load that has begun goes on where this ends before it.
 
         Raises:
             DeadlineExceeded: it was not in time.
             MlxsupError: as `Registry.load`.
         """
         await self._wait(self._registry.load(self.model, keep_alive=self._keep_alive))
+
+    async def unload(self, *, force: bool) -> None:
+        """Wait until the model is out; that goes on where this ends before it.
+
+        Raises:
+            DeadlineExceeded: it was not in time.
+            MlxsupError: as `Registry.unload`.
+        """
+        await self.in_time(self._registry.unload(self.model, force=force), lambda: "unloading")
 
     async def in_time(self, work: Awaitable[T], stage: Callable[[], Stage]) -> T:
         """Await `work` within the deadline; `stage` is asked what it waited for.

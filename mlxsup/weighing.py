@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
+from mlxsup import threads
 from mlxsup.config import ModelSettings
 from mlxsup.errors import LoadFailed, LoadTimeout, MlxsupError, ResourceExhausted
 from mlxsup.machine import Weighed
@@ -79,19 +79,14 @@ class _Reading:
         self.model = model
         self.path = model.path
         self.began = time.monotonic()
-        self._loop = asyncio.get_running_loop()
-        self.outcome: asyncio.Future[Weighed | Exception] = self._loop.create_future()
-        threading.Thread(target=self._run, args=(weigh,), name=f"mlxsup weighing {model.name}", daemon=True).start()
+        self.outcome = threads.begin(self._run, weigh, name=f"mlxsup weighing {model.name}")
 
-    def _run(self, weigh: Weigh) -> None:
-        outcome: Weighed | Exception
+    def _run(self, weigh: Weigh) -> Weighed | Exception:
         try:
             self._visit_folder()
-            outcome = weigh(self.model)
+            return weigh(self.model)
         except BaseException as error:  # noqa: BLE001 - raised where somebody waits for it
-            outcome = error if isinstance(error, Exception) else RuntimeError(repr(error))
-        with suppress(RuntimeError):  # the loop is closed: nobody asks any more
-            self._loop.call_soon_threadsafe(self.outcome.set_result, outcome)
+            return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
     def _visit_folder(self) -> None:
         """Try the folder that the runner is started in: a child that hangs in its chdir would hold up the loop."""

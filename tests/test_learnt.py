@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxsup.learnt import LEARNT_FILE, LOCK_WAIT, MOST_LESSONS, Learnt, Lesson
+from mlxsup.learnt import LEARNT_FILE, LOCK_FILE, LOCK_WAIT, MOST_LESSONS, Learnt, Lesson
 
 
 def opened(folder: Path) -> Learnt:
@@ -80,7 +81,7 @@ def test_many_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_one_that_was_stopped_while_it_wrote_is_not_waited_for(tmp_path: Path) -> None:
-    holder = os.open(tmp_path, os.O_RDONLY)
+    holder = os.open(tmp_path / LOCK_FILE, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(holder, fcntl.LOCK_EX)
         began = time.monotonic()
@@ -89,6 +90,37 @@ def test_one_that_was_stopped_while_it_wrote_is_not_waited_for(tmp_path: Path) -
     finally:
         os.close(holder)
     assert opened(tmp_path).get("m")
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK, errno.ENOTSUP])
+def test_where_files_cannot_be_locked_nobody_waits(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    waited: list[float] = []
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    add(opened(tmp_path), "m", Lesson(memory=1, at=1.0))
+    assert waited == []
+    assert caplog.text == ""
+    assert opened(tmp_path).get("m")
+
+
+def test_the_lock_is_one_that_a_file_server_grants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS makes record locks of these, and wants a descriptor that may write for one that is exclusive."""
+    really, modes = fcntl.flock, list[int]()
+
+    def flock(handle: int, operation: int) -> None:
+        modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+        really(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    add(opened(tmp_path), "m", Lesson(memory=1, at=1.0))
+    assert modes == [os.O_RDWR]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LEARNT_FILE, LOCK_FILE]
+    assert (tmp_path / LOCK_FILE).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b'{"models":', b"[]", b'{"models":{"m":{"memory":"x"}}}'])
@@ -127,6 +159,16 @@ def test_a_disk_that_refuses_is_a_warning(tmp_path: Path, caplog: pytest.LogCapt
     (tmp_path / "file").unlink()
     learnt.write()
     assert {opened(tmp_path / "file").get(name) for name in "mn"} == {Lesson(memory=1, at=1.0)}
+
+
+def test_a_lock_that_cannot_be_made_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / LOCK_FILE).mkdir()
+    learnt = Learnt(tmp_path)
+    add(learnt, "m", Lesson(memory=1, at=1.0))
+    assert caplog.text.count("not kept") == 1
+    (tmp_path / LOCK_FILE).rmdir()
+    learnt.write()
+    assert opened(tmp_path).get("m")
 
 
 def test_it_does_not_grow_for_ever(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mlxsup import threads
 from mlxsup.learnt import Learnt
 from mlxsup.machine import Machine
 from mlxsup.protocol import RunnerMemory
@@ -79,13 +79,12 @@ async def test_a_common_look_takes_no_thread(
     machine: Machine, sharing: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[str] = []
-    really = asyncio.to_thread
 
-    async def to_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
         taken.append(work.__name__)
-        return await really(work, *arguments)
+        return await threads.in_thread(work, *arguments)
 
-    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    monkeypatch.setattr("mlxsup.machine.in_thread", in_thread)
     monkeypatch.setattr(Observer, "WALK_IDLE", 1e9)
     monkeypatch.setattr("mlxsup.machine.SURVEY_EVERY", 1e9)
     runners = watched(sharing, machine)

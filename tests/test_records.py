@@ -22,7 +22,7 @@ import pytest
 from mlxsup import Supervisor
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
-from mlxsup.learnt import LEARNT_FILE
+from mlxsup.learnt import LEARNT_FILE, LOCK_FILE
 from mlxsup.records import LOCKLESS_AGE, Group, Record, Records, sweep
 from mlxsup.runners import marks, procfs
 from mlxsup.runners.socketfolder import FOLDER_PREFIX
@@ -249,6 +249,10 @@ def test_where_state_is_kept() -> None:
     assert state_directory({"STATE_DIRECTORY": "/var/lib/mlxsup:/x", "XDG_STATE_HOME": "/s"}) == Path("/var/lib/mlxsup")
     assert state_directory({"STATE_DIRECTORY": "/var/lib/myapp"}) == Path("/var/lib/myapp/mlxsup")
     assert state_directory({"XDG_STATE_HOME": "/s"}) == Path("/s/mlxsup")
+    assert state_directory({"STATE_DIRECTORY": "r", "XDG_STATE_HOME": "r", "HOME": "/h"}) == Path(
+        "/h/.local/state/mlxsup"
+    )
+    assert state_directory({"XDG_STATE_HOME": "/s", "STATE_DIRECTORY": ""}) == Path("/s/mlxsup")
     assert state_directory({"HOME": "/home/jane"}) == Path("/home/jane/.local/state/mlxsup")
 
 
@@ -260,7 +264,7 @@ async def test_a_supervisor_ends_what_another_left_and_leaves_nothing_itself(lef
         await sup.load("m")
         (record,) = state_directory().glob("*/record.json")
         await _written(record, sup.report("m").pid)
-    assert [path.name for path in state_directory().iterdir() if path.name != LEARNT_FILE] == []
+    assert {path.name for path in state_directory().iterdir()} <= {LEARNT_FILE, LOCK_FILE}
 
 
 async def _written(record: Path, pid: int) -> None:

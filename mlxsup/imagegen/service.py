@@ -20,6 +20,7 @@ from mlxsup.imagegen.orders import read_order, settings_of
 from mlxsup.imagegen.pipelines.base import Loader
 from mlxsup.imagegen.worker import Job, Worker
 from mlxsup.protocol import CompletionChunk
+from mlxsup.threads import in_thread
 
 HEARTBEAT = 10.0
 """Seconds without a line after which the last step line is sent again."""
@@ -98,7 +99,7 @@ class Service:
             for lines in self._answers:
                 lines.put(Line.of(CompletionChunk(content=f"error: {why}", done=True)))
             self._reading.shutdown(wait=False)
-            await asyncio.to_thread(self.worker.stop, GRACE)
+            await in_thread(self.worker.stop, GRACE)
             await site.cleanup()
         return self._failure
 

@@ -21,12 +21,14 @@ class Watched(msgspec.Struct, frozen=True):
         shares: the bytes that were reserved for it, by device.
         busy: whether it is in use or being loaded.
         told: what it says itself of its memory.
+        loaded: whether it has all that it needs to begin with.
     """
 
     pid: int
     shares: Mapping[str, int]
     busy: bool = False
     told: RunnerMemory | None = None
+    loaded: bool = True
 
 
 class Sight(msgspec.Struct, frozen=True):
@@ -77,11 +79,13 @@ class Study(msgspec.Struct, frozen=True):
         parts: of each tree that was weighed, process by process.
         unsettled: those of the weighed that had a process on its way out: the kernel shows none of its pages any more, and
             counts it among those who share them until it has taken them all from it, some milliseconds for each GiB.
+        gone: those that were leaving and exist no more.
     """
 
     members: Mapping[int, Sequence[int]]
     parts: Mapping[int, Mapping[int, Part]]
     unsettled: Collection[int] = ()
+    gone: Collection[int] = ()
 
 
 class Observer:
@@ -102,6 +106,12 @@ class Observer:
 
     def __init__(self) -> None:
         self._trees: dict[int, _Tree] = {}
+        self._leaving: dict[int, str] = {}
+
+    @property
+    def leaving(self) -> dict[int, str]:
+        """Processes of trees that are no longer looked at, with their start times: `study` asks whether they still exist."""
+        return dict(self._leaving)
 
     def overdue(self, runners: Collection[Watched], now: float, *, thorough: bool) -> list[int]:
         """Return whose tree is to be walked, and forget all but these runners.
@@ -147,6 +157,9 @@ class Observer:
 
     def learn(self, found: Study, now: float) -> None:
         """Take what a study has found."""
+        for pid in found.gone:
+            self._leaving.pop(pid, None)
+            self._doubt()
         for pid, members in found.members.items():
             tree = self._trees.get(pid)
             if tree is None:
@@ -154,6 +167,7 @@ class Observer:
                 self._doubt()
             elif tree.members != members:
                 tree.doubtful = True
+                self._leave(set(tree.members).difference(members))
             tree.set_members(members)
             tree.busy_slot, tree.idle_slot = now // self.WALK_BUSY, now // self.WALK_IDLE
             if pid in found.parts:
@@ -173,11 +187,17 @@ class Observer:
     def close(self) -> None:
         """Forget all."""
         self._forget_all_but(frozenset())
+        self._leaving.clear()
 
     def _forget_all_but(self, pids: Collection[int]) -> None:
         for pid in [pid for pid in self._trees if pid not in pids]:
-            self._trees.pop(pid).set_members(())
+            tree = self._trees.pop(pid)
+            self._leave(tree.members)
+            tree.set_members(())
             self._doubt()
+
+    def _leave(self, pids: Iterable[int]) -> None:
+        self._leaving.update((pid, started) for pid in pids if (started := procfs.start_time(pid)))
 
     def _doubt(self) -> None:
         """Who came or went may have shared pages with any other."""
@@ -239,15 +259,23 @@ class _Tree:
         return sum(part.now(size) if (part := self.parts.get(pid)) else size for pid, size in sizes.items())
 
 
-def study(walked: Iterable[int], weighed: Iterable[int]) -> Study:
-    """Walk the trees of some runners, and find out the proportional memory of others. Milliseconds: call it off the loop."""
+def study(walked: Iterable[int], weighed: Iterable[int], leaving: Mapping[int, str] | None = None) -> Study:
+    """Walk the trees of some runners, and find out the proportional memory of others. Milliseconds: call it off the loop.
+
+    While one of those who are leaving is on its way out, nothing that is weighed is settled: it may share pages with any.
+    """
+    left = leaving or {}
+    gone = [pid for pid, started in left.items() if not _is_the_same(pid, started)]
+    ending = any(_is_ending(pid) for pid in left.keys() - gone)  # before the weighing, during which it may be gone
     weighing = set(weighed)
     members = {pid: _tree(pid) for pid in {*walked, *weighing}}
     parts = {pid: {member: part for member in members[pid] if (part := _part(member))} for pid in weighing}
     unsettled = {
-        pid for pid, known in parts.items() if any(_is_ending(member) for member in members[pid] if member not in known)
+        pid
+        for pid, known in parts.items()
+        if ending or any(_is_ending(member) for member in members[pid] if member not in known)
     }
-    return Study(members, parts, unsettled)
+    return Study(members, parts, unsettled, gone)
 
 
 def measure(pid: int) -> int:
@@ -266,6 +294,14 @@ def _part(pid: int) -> Part | None:
     """Weigh one process; None where the system does not tell."""
     resident, proportional = _glance(pid)[0], procfs.proportional(pid)
     return Part(proportional, resident) if resident and proportional is not None else None
+
+
+def _is_the_same(pid: int, started: str) -> bool:
+    """Tell whether a process still exists that started then."""
+    try:
+        return procfs.is_running(pid) and procfs.start_time(pid) == started
+    except OSError:  # a shortage of ours
+        return True
 
 
 def _is_ending(pid: int) -> bool:

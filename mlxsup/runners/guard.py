@@ -11,15 +11,17 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlxsup
 from mlxsup.errors import MlxsupError, ResourceExhausted
-from mlxsup.runners import procfs
+from mlxsup.runners import procfs, spawning
 from mlxsup.runners.liveness import until_next
 from mlxsup.runners.output import OutputRecord, Stream
 from mlxsup.runners.process import ExitRecord, Process
 from mlxsup.runners.socketfolder import SocketFolder
+from mlxsup.threads import in_thread_or_here
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,9 @@ class Guard:
         Raises:
             LoadFailed: there is no short writable folder for sockets.
         """
+        spawning.warn_of_lost_ends()
         self.mark = secrets.token_hex(8)
+        self._owner = os.getpid()
         self._folder = SocketFolder()
         self._on_change = on_change
         self._groups: dict[int, str] = {}
@@ -107,8 +111,13 @@ class Guard:
             self._tell(f"forget {pgid}")
             self._on_change()
 
-    async def close(self) -> None:
-        """Dismiss the sentinel, wait for its end and remove the folder."""
+    async def close(self, *last: Callable[[], object]) -> None:
+        """Dismiss the sentinel, wait for its end, remove the folder; then do what else is `last`, off the loop.
+
+        In a child that the program has forked nothing is done: all of this is the parent's.
+        """
+        if not self._is_ours:
+            return
         self._tell("bye")
         self._drop_pipe()
         if self._keeper is not None:
@@ -118,7 +127,13 @@ class Guard:
             watcher = asyncio.create_task(self._sentinel.watch(), name="mlxsup sentinel")
             await self._sentinel.stop(signal.SIGCONT, grace=1.0)  # it ends by itself; a stopped one is helped along
             await watcher
-        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        await in_thread_or_here(partial(shutil.rmtree, ignore_errors=True), self.folder)
+        for work in last:
+            await in_thread_or_here(work)
+
+    @property
+    def _is_ours(self) -> bool:
+        return os.getpid() == self._owner
 
     async def _start(self) -> Process:
         self._drop_pipe()
@@ -197,7 +212,7 @@ class Guard:
 
     def _tell(self, order: str) -> None:
         """Send an order; what a sentinel that does not read leaves no room for is sent later, in its turn."""
-        if self._pipe is not None:
+        if self._pipe is not None and self._is_ours:
             self._unsent += f"{order}\n".encode()
             self._send()
 

@@ -27,6 +27,7 @@ from mlxsup.runners import marks, procfs, spawning
 from mlxsup.runners.output import STREAMS, Cause, OutputRecord, Stream, shown
 from mlxsup.runners.pipes import connect_reader
 from mlxsup.shortages import describe_shortage
+from mlxsup.threads import in_thread, in_thread_or_here
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,7 @@ class Process:
 
     def __init__(self, child: asyncio.subprocess.Process, mark: str, output: OutputRecord) -> None:
         self._child = child
+        self._parent = os.getpid()
         self.pid = child.pid
         self.mark = mark
         self.output = output
@@ -179,7 +181,7 @@ class Process:
                     readers[stream], ends[stream] = os.pipe()
                     always.callback(os.close, ends[stream])
                     on_failure.callback(os.close, readers[stream])
-                inheritable = await asyncio.to_thread(spawning.prepare, argv, env)
+                inheritable = await in_thread(spawning.prepare, argv, env)
                 spawning.require_descriptors()
                 with spawning.kept_private(inheritable):
                     child = await asyncio.create_subprocess_exec(
@@ -202,6 +204,11 @@ class Process:
             transport, pump = await connect_reader(make, readers[stream])
             process._pumps.append((transport, pump, readers[stream]))
         return process
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the program that started it, and not a child that the program has forked."""
+        return os.getpid() == self._parent
 
     @property
     def exited(self) -> ExitRecord | None:
@@ -237,9 +244,10 @@ class Process:
         return record
 
     def signal_group(self, number: signal.Signals) -> None:
-        """Signal the whole group; a group that is gone is fine."""
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
+        """Signal the whole group, if it is ours; a group that is gone is fine."""
+        if self.is_ours:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
 
     async def stop(self, number: signal.Signals, grace: float) -> bool:
         """Ask the group to end, wait `grace` seconds for all of it, then kill it; True when the child was reaped.
@@ -265,7 +273,7 @@ class Process:
         known: dict[int, str] = {}
         while True:
             try:
-                left = await asyncio.to_thread(self._leavings, known)
+                left = await in_thread_or_here(self._leavings, known)
             except OSError as error:
                 self._note_blind(error)
                 if time.monotonic() > blind_until:
@@ -316,7 +324,7 @@ class Process:
     async def _has_group(self) -> bool:
         """Whether anything of the group is left; what we have no descriptors to look at may be."""
         try:
-            return bool(await asyncio.to_thread(marks.group_members, self.pid))
+            return bool(await in_thread_or_here(marks.group_members, self.pid))
         except OSError:
             return True
 

@@ -227,7 +227,7 @@ class Answer:
         except _SilentError:
             self._drop()
             what, stage = ("nothing more", "silence") if self.started else ("no first chunk", "first_chunk")
-            details = {"stage": stage, "limit": self._limit}
+            details = {"stage": stage, "limit": float(self._limit)}
             stalled = Stalled(f"the runner sent {what} for {self._limit:g} s", details=details)
             raise self.testify(stalled) from None
         except (aiohttp.ClientError, OSError) as error:
@@ -375,7 +375,8 @@ async def _post(
         raise await witness.blame(f"it took no connection: {error}") from error
     except TimeoutError:
         late = f"the runner did not answer within {limits.first_chunk:g} s"
-        raise witness.testify(Stalled(late, details={"stage": "first_chunk", "limit": limits.first_chunk})) from None
+        details = {"stage": "first_chunk", "limit": float(limits.first_chunk)}
+        raise witness.testify(Stalled(late, details=details)) from None
     except (aiohttp.ClientError, OSError) as error:
         if is_shortage(error):
             raise ResourceExhausted.of("cannot ask the runner", error) from error

@@ -38,6 +38,7 @@ from mlxsup.runners.readiness import (
 )
 from mlxsup.runners.relay import Answer, Limits, post_completion
 from mlxsup.shortages import is_shortage
+from mlxsup.threads import in_thread
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,7 @@ class Runner:
     def watched(self) -> Watched:
         """Return what there is to know of it for a look at it."""
         told = self._probe.memory if self._probe is not None else None
-        return Watched(self.pid, self.shares, not self._loaded or self.pulse.users > 0, told)
+        return Watched(self.pid, self.shares, not self._loaded or self.pulse.users > 0, told, self._loaded)
 
     def note_sight(self, sight: Sight, used: Mapping[str, int], needed: Mapping[str, int]) -> None:
         """Take what the process looks like just now; one still stopped a moment later is ended.
@@ -323,7 +324,7 @@ class Runner:
 
     async def _start_and_wait(self) -> None:
         assert self.address is not None
-        ready_fd = await self._spawn(await asyncio.to_thread(self._engine.launch, self.model, self.address))
+        ready_fd = await self._spawn(await in_thread(self._engine.launch, self.model, self.address))
         assert self._process is not None
         self._session = open_session(self.address, self.model.connect_timeout)
         self._probe = Probe(self.model, self._engine, self.address, self._session)
@@ -372,7 +373,8 @@ class Runner:
         except (
             asyncio.CancelledError
         ):  # with every other task, as at the end of asyncio.run: somebody must see the exit
-            self._start_watch(process)
+            if process.is_ours:
+                self._start_watch(process)
             raise
         finally:
             self._interrupt()
@@ -398,6 +400,8 @@ class Runner:
 
     async def _end_and_see(self) -> None:
         process, session = self._process, self._session
+        if process is not None and not process.is_ours:
+            return  # this is a child that the program has forked
         if process is not None:
             number = getattr(signal, self.model.stop_signal) if self.model.stop_signal else self._engine.stop_signal
             reaped = await process.stop(number, self.model.stop_grace)

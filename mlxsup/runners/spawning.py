@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import resource
 import shutil
@@ -15,6 +16,8 @@ from typing import Any
 from mlxsup.errors import EngineUnavailable, LoadFailed, ResourceExhausted
 from mlxsup.runners.pipes import on_uvloop
 from mlxsup.shortages import is_shortage
+
+log = logging.getLogger(__name__)
 
 SPAWN_DESCRIPTORS = 16
 """Descriptors that a spawn may need at once, on either loop."""
@@ -106,6 +109,15 @@ def _reset_signals() -> None:
     for number in _ignored():
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def warn_of_lost_ends() -> None:
+    """Say so if the system will not tell how our children end; uvloop catches the signal for itself."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN and not on_uvloop(asyncio.get_running_loop()):
+        log.warning(
+            "SIGCHLD is ignored, so nobody can tell how a runner ended (all have exit code 255);"
+            " before entering the Supervisor: signal.signal(signal.SIGCHLD, signal.SIG_DFL)"
+        )
 
 
 def _descriptors() -> Sequence[int]:

@@ -220,6 +220,8 @@ async def test_silence_is_an_error_after_its_limit(phase: str, limit: str) -> No
         _, error = await outcome(sup)
         assert isinstance(error, Stalled)
         assert 0.8 <= time.monotonic() - began < 3
+        assert error.details["limit"] == 0.8
+        assert type(error.details["limit"]) is float, "a number in JSON, too"
         with anyio.fail_after(LIMIT):
             assert words(await collect(sup)) == "t1 t2 t3 "
 

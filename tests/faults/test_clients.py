@@ -89,7 +89,7 @@ def sockets() -> int:
 
 def request(body: bytes = BODY, *, length: int | None = None) -> bytes:
     size = len(body) if length is None else length
-    return b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (size, body)
+    return b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (size, body)
 
 
 async def closed(reader: asyncio.StreamReader, limit: float = LIMIT) -> bytes:
@@ -240,7 +240,7 @@ async def test_who_does_not_read_cannot_keep_the_program_from_ending() -> None:
 # Requests that do not end
 
 
-@pytest.mark.parametrize("begun", [b"", b"G", b"GET /version HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("begun", [b"", b"G", b"GET /version HTTP/1.1\r\nHost: localhost\r\n"])
 async def test_half_open_requests_hold_up_nobody_and_are_left(begun: bytes) -> None:
     async with api({"m": fake_runner()}, header_timeout="2s") as it:
         await it.ask()
@@ -271,7 +271,7 @@ async def test_half_open_requests_hold_up_no_runner_in_any_state() -> None:
             last = await gate.arrival("sigterm")
             lines = [await it.connect() for _ in range(150)]
             for _, writer in lines:
-                writer.write(b"POST /completion HTTP/1.1\r\nHost: x\r\n")
+                writer.write(b"POST /completion HTTP/1.1\r\nHost: localhost\r\n")
             await promised(0.05, it.ask, tries=20)
             assert {report(it.sup, model).state for model in models} == {"ready", "draining", "stopping"}
             gate.open()
@@ -301,7 +301,7 @@ async def test_a_head_that_drips_is_given_no_more_time() -> None:
 
 
 async def test_a_kept_connection_may_idle_but_not_begin_a_request_and_stop() -> None:
-    whole = b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
+    whole = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with api({"m": fake_runner()}, header_timeout="1s") as it:
         reader, writer = await it.connect()
         for _ in range(2):
@@ -421,7 +421,7 @@ async def test_without_descriptors_clients_wait_and_are_served_when_there_are_so
             for line in lines:
                 line.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(line, ("127.0.0.1", it.port))
-                line.send(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                line.send(b"GET /version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             await until(lambda: "no connection can be accepted for now" in caplog.text)
             await anyio.sleep(0.5)
         for line in lines:

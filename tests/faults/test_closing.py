@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlxsup.errors import ShuttingDown, Unloaded
 from mlxsup.testing import Gate, fake_runner
 from tests.waiting import LIMIT, until
 
-from .house import Record, alive, collect, kill, report, state_is, supervisor, words
+from .house import Record, alive, collect, kill, report, settings, state_is, supervisor, words
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="a process that left the group is found in /proc")
 
@@ -198,6 +199,22 @@ async def test_drain_has_a_deadline() -> None:
         began = time.monotonic()
         await sup.unload("m")
         assert 0.3 <= time.monotonic() - began < 2
+
+
+async def test_what_a_reload_removed_has_its_drain_timeout_at_the_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxsup.registry.CLOSE_MARGIN", 0.2)
+    others = {"n": fake_runner(drain_timeout="0s", stop_grace="0.1s")}
+    async with Gate() as gate:
+        sup = await supervisor(m=fake_runner(f"gate@1={gate.path}", drain_timeout="1h"), **others).__aenter__()
+        answer = asyncio.create_task(collect(sup))
+        arrival = await gate.arrival()
+        await sup.reload(settings(**others))
+        leaving = asyncio.create_task(sup.__aexit__(None, None, None))
+        assert await asyncio.wait({leaving}, timeout=1) == (set(), {leaving})
+        arrival.go()
+        with anyio.fail_after(LIMIT):
+            await leaving
+            assert words(await answer) == "t1 t2 t3 "
 
 
 async def test_force_does_not_wait_and_the_stream_learns_why() -> None:

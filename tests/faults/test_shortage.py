@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ from mlxsup.runners import marks, procfs
 from mlxsup.runners import process as process_module
 from mlxsup.runners import runner as runner_module
 from mlxsup.runners.footprint import Observer
+from mlxsup.statefiles import state_directory
 from mlxsup.testing import EventRecorder, Gate, fake_runner
+from mlxsup.threads import in_thread
 from tests.faults.house import Record, alive, collect, kill, report, state_is, supervisor, words
 from tests.waiting import LIMIT, until
 
@@ -171,7 +174,7 @@ async def test_files_of_a_model_are_not_taken_for_broken(tmp_path: Path) -> None
     path = tmp_path / "m.safetensors"
     path.write_bytes((2).to_bytes(8, "little") + b"{}")
     with no_descriptors():
-        error = await asyncio.to_thread(_unreadable, path)
+        error = await in_thread(_unreadable, path)
     assert_ours(error)
     assert str(path) in error.message
 
@@ -206,13 +209,13 @@ async def test_no_threads_left_end_nobody(monkeypatch: pytest.MonkeyPatch) -> No
         await sup.load("m")
         pid, tried = report(sup).pid, 0
 
-        async def to_thread(*_: Any) -> Any:
+        def start(_: threading.Thread) -> None:
             nonlocal tried
             tried += 1
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as patch:
-            patch.setattr(asyncio, "to_thread", to_thread)
+            patch.setattr(threading.Thread, "start", start)
             sup._registry()._groups_changed.set()
             sup._registry()._machine._surveyed = None
             await until(lambda: tried > 3)
@@ -222,6 +225,27 @@ async def test_no_threads_left_end_nobody(monkeypatch: pytest.MonkeyPatch) -> No
         assert report(sup).pid == pid
         assert alive(pid)
     assert gone(pid)
+
+
+@pytest.mark.may_block("there is no thread to do it in")
+async def test_no_threads_left_keep_nothing_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        async with supervisor(m=fake_runner(), n=fake_runner()) as sup:
+            await sup.load("m")
+            await sup.load("n")
+            pid, other = report(sup).pid, report(sup, "n").pid
+            home, sockets = state_directory() / sup._registry()._guard.mark, sup._registry()._guard.folder
+            assert home.is_dir()
+            patch.setattr(threading.Thread, "start", start)
+            await sup.unload("m")
+            assert gone(pid)
+            assert report(sup).state == "stopped"
+        assert gone(other)
+        assert not home.exists()
+        assert not sockets.exists()
 
 
 async def test_a_fault_of_ours_in_a_look_at_memory_ends_nobody(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlxsup.host import Found, devices, gpu_nvidia
-from mlxsup.host.gpu_nvidia import NoAnswerError, find, free, used_by_process
+from mlxsup.host.gpu_nvidia import NoAnswerError, find, look
 
 from .trees import GIB, MIB, machine
 
@@ -55,12 +56,22 @@ class Script:
         name: str | bytes = handle.get("name", "NVIDIA L4")
         return name
 
+    def nvmlDeviceGetUUID(self, handle: dict[str, Any], /) -> str:  # noqa: N802
+        if "uuid" not in handle:
+            raise ScriptedError("Not Supported")
+        uuid: str = handle["uuid"]
+        return uuid
+
     def nvmlDeviceGetMemoryInfo(self, handle: dict[str, Any], /) -> Any:  # noqa: N802
         self._may("memory")
+        if (gate := handle.get("hangs")) is not None:
+            gate.wait()
         return SimpleNamespace(total=handle["total"], free=handle["free"], used=handle["total"] - handle["free"])
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: dict[str, Any], /) -> list[Any]:  # noqa: N802
         self._may("processes")
+        if handle.get("unlisted"):
+            raise ScriptedError("Insufficient Permissions")
         return list(handle.get("computing", []))
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, handle: dict[str, Any], /) -> list[Any]:  # noqa: N802
@@ -72,8 +83,9 @@ def process(pid: int, used: int | None) -> Any:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A machine with a driver for cards."""
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with a driver for cards, all of which are ours."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/nvidiactl").touch()
     return machine(tmp_path)
@@ -129,8 +141,18 @@ def test_processes_are_told_with_what_they_hold() -> None:
         }
     )
 
-    assert used_by_process("cuda:0", load=lambda: script) == {1: 100, 3: 30, 4: 40}
-    assert free("cuda:0", load=lambda: script) == GIB
+    card = look("cuda:0", load=lambda: script)
+    assert card.by_pid == {1: 100, 3: 30, 4: 40}
+    assert (card.total, card.free, card.used) == (GIB, GIB, 0)
+    assert script.open == 0
+
+
+def test_what_is_free_is_told_where_processes_may_not_be_listed() -> None:
+    card = {"total": GIB, "free": MIB, "computing": [process(1, 100)], "drawing": [process(4, 40)]}
+    script = Script(card, fails="processes")
+    seen = look("cuda:0", load=lambda: script)
+    assert (seen.free, seen.used) == (MIB, GIB - MIB)
+    assert seen.by_pid == {4: 40}
     assert script.open == 0
 
 
@@ -139,9 +161,8 @@ def test_processes_are_told_with_what_they_hold() -> None:
 )
 def test_a_card_that_is_not_there_is_an_error(name: str, why: str) -> None:
     script = Script({"total": GIB, "free": GIB})
-    for ask in (used_by_process, free):
-        with pytest.raises(NoAnswerError, match=why):
-            ask(name, load=lambda: script)
+    with pytest.raises(NoAnswerError, match=why):
+        look(name, load=lambda: script)
     assert script.open == 0
 
 
@@ -160,6 +181,81 @@ def test_a_missing_library_is_a_reason_that_says_what_to_install(root: Path, mon
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a card")
 def test_the_real_library_without_a_driver_is_a_reason(root: Path) -> None:
     assert find(root=root).reasons == ("no NVIDIA cards: NVML Shared Library Not Found",)
+
+
+FOUR: list[dict[str, Any]] = [
+    {"total": GIB, "free": GIB, "uuid": "GPU-11aa"},
+    {"total": GIB, "free": GIB, "uuid": "GPU-22bb"},
+    {"total": GIB, "free": GIB, "uuid": "GPU-22cc"},
+    {"total": GIB, "free": GIB},
+]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("0,2", [0, 2]),
+        ("2,1", [1, 2]),
+        ("0,2,-1,1", [0, 2]),
+        (" 1 , 3 ", [1, 3]),
+        ("1,1", [1]),
+        ("", []),
+        ("-1", []),
+        ("4,0", []),
+        ("NoDevFiles", []),
+        ("9" * 5000, []),
+        ("\u0661", []),
+        ("GPU-11aa,GPU-22c", [0, 2]),
+        ("GPU-1,3", [0, 3]),
+        ("GPU-22", []),  # two of them
+        ("GPU-33,0", []),
+        ("0,MIG-GPU-11aa/1/0,1", [0]),
+    ],
+)
+def test_cards_that_cuda_would_not_show_us_are_left_out(root: Path, value: str, expected: list[int]) -> None:
+    script = Script(*FOUR)
+
+    found = find(root=root, load=lambda: script, environ={"CUDA_VISIBLE_DEVICES": value})
+
+    assert [device.name for device in found.devices] == [f"cuda:{index}" for index in expected]
+    hidden = [index for index in range(4) if index not in expected]
+    assert found.reasons == tuple(f"cuda:{index} left out: CUDA_VISIBLE_DEVICES does not name it" for index in hidden)
+
+
+@pytest.mark.parametrize(
+    ("value", "order", "kind", "warned"),
+    [
+        ("0", "FASTEST_FIRST", "NVIDIA T4", True),
+        ("0", "", "NVIDIA T4", True),
+        ("0", "PCI_BUS_ID", "NVIDIA T4", False),
+        ("0", "", "NVIDIA L4", False),
+        ("1,0", "", "NVIDIA T4", False),
+        ("GPU-a", "", "NVIDIA T4", False),
+    ],
+)
+def test_numbers_that_cuda_may_count_in_another_order_are_a_warning(
+    root: Path, value: str, order: str, kind: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = {"total": GIB, "free": GIB, "uuid": "GPU-a", "name": "NVIDIA L4"}
+    script = Script(one, one | {"uuid": "GPU-b", "name": kind})
+
+    find(root=root, load=lambda: script, environ={"CUDA_VISIBLE_DEVICES": value, "CUDA_DEVICE_ORDER": order})
+
+    assert ("name them by their UUIDs" in caplog.text) == warned
+
+
+def test_a_driver_that_hangs_when_it_is_asked_first_is_a_reason(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_nvidia, "FIND_LIMIT", 0.1)
+    gate = threading.Event()
+    script = Script({"total": GIB, "free": GIB, "hangs": gate})
+    try:
+        found = find(root=root, load=lambda: script)
+        assert found == Found(reasons=("no NVIDIA cards: their driver does not answer",))
+    finally:
+        gate.set()
+        for thread in threading.enumerate():
+            if thread.name == "mlxsup find cards":
+                thread.join()
 
 
 def test_cards_come_before_the_ram(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -36,6 +36,7 @@ def grow(*_):
     os.write(1, b"grown\\n")
 def fork(*_):
     if os.fork() == 0:
+        shared and sum(shared[at] for at in range(0, len(shared), 4096))  # a child has no pages of files at first
         os.write(1, b"forked\\n")
         while True:
             signal.pause()
@@ -70,8 +71,14 @@ class Program:
         (child,) = {*procfs.children(self.pid)} - before
         return child
 
+    def end_alone(self) -> None:
+        """End the program and none of those it has forked."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.wait()
+
     def end(self) -> None:
-        os.killpg(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
 
@@ -88,7 +95,7 @@ def start() -> Iterator[Start]:
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
             stack.enter_context(process)
             program = Program(process)
-            stack.callback(lambda: program.end() if process.returncode is None else None)
+            stack.callback(program.end)
             return program
 
         yield started
@@ -117,14 +124,14 @@ class Watcher:
         pids = [program.pid for program in programs]
         watched = [Watched(pid, {}, busy) for pid in pids]
         self.walked = self.observer.overdue(watched, self.now, thorough=thorough)
-        self.observer.learn(footprint.study(self.walked, ()), self.now)
+        self.observer.learn(footprint.study(self.walked, (), self.observer.leaving), self.now)
         sights = self.observer.look(pids)
         self.weighed = [
             pid
             for pid, sight in zip(pids, sights, strict=True)
             if self.observer.unweighed(pid, self.now, wanted=sight.used > self.reserved, thorough=thorough)
         ]
-        self.observer.learn(footprint.study((), self.weighed), self.now)
+        self.observer.learn(footprint.study((), self.weighed, self.observer.leaving), self.now)
         return self.observer.look(pids)
 
 
@@ -218,6 +225,54 @@ def test_who_is_on_its_way_out_is_weighed_with_again(
     watcher.look(program, after=3.0)  # nobody asks
     assert watcher.weighed == [program.pid]
     assert not watcher.observer.doubtful
+
+
+def test_a_worker_that_outlives_its_runner_is_weighed_with_until_it_is_gone(
+    start: Start, weights: str, watcher: Watcher
+) -> None:
+    one, other = start(weights), start(weights)
+    worker = other.fork()
+    before = watcher.look(one, other, busy=BUSY, after=3.0)[0]
+    before = watcher.look(one, other, thorough=True, after=3.0)[0]
+    other.end_alone()
+    (between,) = watcher.look(one, after=3.0)
+    assert watcher.weighed == [one.pid]  # who has gone may have shared pages with it; its worker does still
+    assert between.used == near(before.resident - SIZE // 2)
+    watcher.look(one, after=3.0)
+    assert watcher.weighed == []
+    os.kill(worker, signal.SIGKILL)
+    while procfs.is_running(worker):
+        pass
+    (after,) = watcher.look(one, after=3.0)
+    assert watcher.weighed == [one.pid]
+    assert after.used == near(before.resident)
+    assert watcher.observer.leaving == {}
+
+
+def test_what_is_weighed_beside_who_is_leaving_is_weighed_again(
+    start: Start, weights: str, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = start(weights), start(weights)
+    worker = other.fork()
+    watcher.look(one, other, busy=BUSY, thorough=True, after=3.0)
+    other.end_alone()
+    seen = procfs.glance
+    with monkeypatch.context() as patch:  # the kernel's moment between showing no pages and having let go of them
+        patch.setattr(procfs, "glance", lambda pid: (0, False) if pid == worker else seen(pid))
+        watcher.look(one, after=3.0)
+        assert watcher.weighed == [one.pid]
+        assert watcher.observer.doubtful
+    watcher.look(one, after=3.0)  # it has its memory, and no less of it
+    assert watcher.weighed == [one.pid]
+    assert not watcher.observer.doubtful
+
+
+def test_nobody_waits_for_a_later_process_of_a_number(start: Start, weights: str, watcher: Watcher) -> None:
+    one = start(weights)
+    watcher.look(one, thorough=True)
+    found = footprint.study((), [one.pid], {one.pid: "1"})
+    assert (found.gone, found.unsettled) == ([one.pid], set())
+    assert watcher.observer.leaving == {}
 
 
 def test_what_outgrew_its_reservation_is_weighed_before_that_is_said(start: Start, weights: str) -> None:

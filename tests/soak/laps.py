@@ -30,7 +30,7 @@ from mlxsup.api import create_app
 from mlxsup.config import parse
 from mlxsup.daemon import heap
 from mlxsup.engines import KEYS
-from mlxsup.learnt import LEARNT_FILE
+from mlxsup.learnt import LEARNT_FILE, LOCK_FILE
 from mlxsup.registry import OBSERVE_EVERY
 from tests.soak.counting import Look, look
 from tests.soak.folders import own_folders
@@ -147,7 +147,7 @@ def main() -> None:
         loop = uvloop if options.loop == "uvloop" else asyncio
         looks = loop.run(run(options.cycles, trace=options.trace))
         found = Path(folder, "xdg").rglob("*/*")
-        left = sorted(str(path.relative_to(folder)) for path in found if path.name != LEARNT_FILE)
+        left = sorted(str(path.relative_to(folder)) for path in found if path.name not in (LEARNT_FILE, LOCK_FILE))
     if faults.found:
         sys.exit(f"{len(faults.found)} tracebacks in the log, the first: {faults.found[0]}")
     if left:
