@@ -83,7 +83,7 @@ class Unauthorized(MlxsupError):
 
 
 class Forbidden(MlxsupError):
-    """A known key without the scope that this call needs."""
+    """Whoever asks may not: a web page of an origin, or by a name, that is not allowed."""
 
     code = "forbidden"
     default_status = 403

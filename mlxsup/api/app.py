@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 from mlxsup.api import management, native
 from mlxsup.api.answers import Handler, error_response, guarded
 from mlxsup.api.bodies import refuse_unread
+from mlxsup.api.browsers import keep_strangers_out
 from mlxsup.errors import MlxsupError
 from mlxsup.supervisor import Supervisor
 
@@ -29,11 +30,13 @@ class _WrongMethod(MlxsupError):
 def create_app(sup: Supervisor) -> web.Application:
     """Return an application that serves `sup` and nothing else.
 
-    Serve it with `mlxsup.api.serving`, which is safe from clients that dawdle, or with `web.AppRunner(app,
-    handler_cancellation=True)`: without that, a client that leaves before the first byte of its answer goes unnoticed and its
-    work goes on. The supervisor is entered and left by the caller.
+    Serve it with `mlxsup.api.serving`, which is safe from clients that dawdle and from web pages whose name means this machine,
+    or with `web.AppRunner(app, handler_cancellation=True, auto_decompress=False)`: without the first, a client that leaves
+    before the first byte of its answer goes unnoticed and its work goes on; without the second, a small packed body keeps the
+    loop busy until it is unpacked, and is refused only then. The supervisor is entered and left by the caller.
     """
     app = web.Application(middlewares=[_router_errors])
+    keep_strangers_out(app, sup.settings.server)
     mount(app, sup)
     return app
 
@@ -50,7 +53,10 @@ def mount(app: web.Application, sup: Supervisor, prefix: str = "") -> None:
 
         app.cleanup_ctx.append(supervising)
 
-    The application's runner needs `handler_cancellation=True`, see create_app.
+    The application's runner needs `handler_cancellation=True` and `auto_decompress=False`, see create_app. What concerns whole
+    connections is the host's to limit, best by a proxy in front: clients that do not finish the head of a request or do not take
+    their answer (`header_timeout` bounds the body alone here, `write_timeout` nothing), how many there are, and which web pages
+    may ask (`origins`).
     """
     expect = refuse_unread(sup.settings.server.max_body)
     base = prefix.rstrip("/")

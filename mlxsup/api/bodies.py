@@ -36,16 +36,21 @@ class _BodyTooSlow(MlxsupError):
     default_status = 408
 
 
+class _Packed(MlxsupError):
+    code = "unsupported_media_type"
+    default_status = 415
+
+
 async def read_body(request: web.Request, kind: type[S], settings: ServerSettings) -> S:
     """Read and decode a JSON body; its content type does not matter.
 
     Raises:
         BodyTooLarge: more than `max_body` bytes; no more than that is ever held.
         InvalidRequest: not JSON, or not a `kind`.
-        MlxsupError: 408, the client was silent for `header_timeout` seconds, or is very slow.
+        MlxsupError: 415, it is packed; 408, the client was silent for `header_timeout` seconds, or is very slow.
     """
     limit, patience = settings.max_body, settings.header_timeout
-    _refuse_announced(request, limit)
+    _refuse_head(request, limit)
     body = bytearray()
     began = time.monotonic()
     try:
@@ -82,12 +87,12 @@ def decode(body: bytes | bytearray, kind: type[S]) -> S:
 
 
 def refuse_unread(limit: int) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
-    """Return a handler for `Expect: 100-continue` that refuses a body too large before it is sent."""
+    """Return a handler for `Expect: 100-continue` that refuses a body before it is sent: one too large or packed."""
 
     async def expect(request: web.Request) -> web.StreamResponse | None:
         try:
-            _refuse_announced(request, limit)
-        except BodyTooLarge as error:
+            _refuse_head(request, limit)
+        except MlxsupError as error:
             return error_response(request, error)
         if request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -97,7 +102,10 @@ def refuse_unread(limit: int) -> Callable[[web.Request], Awaitable[web.StreamRes
     return expect
 
 
-def _refuse_announced(request: web.Request, limit: int) -> None:
+def _refuse_head(request: web.Request, limit: int) -> None:
+    packed = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
+    if packed not in {"", "identity"}:
+        raise _Packed("the body must be sent as it is, without Content-Encoding")
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
 

@@ -8,6 +8,7 @@ import array
 import asyncio
 import contextlib
 import fcntl
+import ipaddress
 import logging
 import socket
 import termios
@@ -46,10 +47,11 @@ async def serving(
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=last_bytes)
     await runner.setup()
     assert runner.server is not None
-    make = partial(Connection, runner.server, settings, loop=asyncio.get_running_loop())
+    loop = asyncio.get_running_loop()
     try:
         async with contextlib.AsyncExitStack() as stack:
             for listener in listeners:
+                make = partial(Connection, runner.server, settings, loop=loop, is_loopback=_is_loopback(listener))
                 await stack.enter_async_context(accepting(listener, make))
             yield
     finally:
@@ -57,22 +59,28 @@ async def serving(
 
 
 class Connection(web.RequestHandler):
-    """One connection of a client: aiohttp's, with two timers and errors of our shape.
+    """One connection of a client: aiohttp's, with two timers and errors of our shape. No body is unpacked.
+
+    `is_loopback` tells whether its listener has an address that only this machine can reach.
 
     Counts on this of aiohttp 3.14: `_request_count` grows with each head that is whole, `_waiter` is a pending future while
     the next head is awaited.
     """
 
-    __slots__ = ("_head_timer", "_line", "_lost", "_moved_at", "_settings", "_stuck", "_stuck_timer")
+    __slots__ = ("_head_timer", "_line", "_lost", "_moved_at", "_settings", "_stuck", "_stuck_timer", "is_loopback")
 
-    def __init__(self, server: web.Server, settings: ServerSettings, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, server: web.Server, settings: ServerSettings, *, loop: asyncio.AbstractEventLoop, is_loopback: bool
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
             access_log=cast("logging.Logger", None),  # as AppRunner passes it on; the annotation forgets it
             keepalive_timeout=IDLE,
             lingering_time=min(_LINGER, settings.header_timeout),
+            auto_decompress=False,  # aiohttp does that on the loop, however much a few bytes become
         )
+        self.is_loopback = is_loopback
         self._settings = settings
         self._line: asyncio.Transport | None = None
         self._lost = asyncio.Event()
@@ -172,6 +180,11 @@ class Connection(web.RequestHandler):
         elif self._line is not None:
             _log.info("a client took nothing of its answer for %g s: left", self._settings.write_timeout)
             self._line.abort()
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    inet = listener.family in {socket.AF_INET, socket.AF_INET6}
+    return inet and ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _in_the_system(line: asyncio.Transport) -> int:

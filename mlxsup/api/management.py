@@ -111,5 +111,5 @@ class _Management:
 
     async def unload(self, request: web.Request) -> web.StreamResponse:
         body = await read_body(request, UnloadBody, self._settings)
-        await self._sup.unload(body.model, force=body.force)
+        await self._sup.unload(body.model, force=body.force, deadline=headers.deadline(request))
         return json_response(request, {"success": True})

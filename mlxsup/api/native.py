@@ -52,6 +52,7 @@ class CompletionBody(CompletionRequest, frozen=True, kw_only=True, forbid_unknow
 class _Native:
     def __init__(self, sup: Supervisor) -> None:
         self._sup = sup
+        self._settings = sup.settings.server
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         if self._sup.status().closing:
@@ -62,7 +63,7 @@ class _Native:
         return json_response(request, {"name": "mlxsup", "version": __version__})
 
     async def completion(self, request: web.Request) -> web.StreamResponse:
-        body = await read_body(request, CompletionBody, self._sup.settings.server)
+        body = await read_body(request, CompletionBody, self._settings)
         bounded = headers.deadline(request)
         async with self._sup.completion(
             body.model, body.request(), deadline=bounded, keep_alive=body.keep_alive
@@ -80,7 +81,7 @@ class _Native:
 
     def refuse(self, ability: Ability) -> Handler:
         async def handler(request: web.Request) -> web.StreamResponse:
-            body = await read_body(request, ModelBody, self._sup.settings.server)
+            body = await read_body(request, ModelBody, self._settings)
             self._sup.require(body.model, ability)
             raise NotSupported(f"mlxsup does not pass {ability} on", details={"ability": ability})
 

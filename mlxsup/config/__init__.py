@@ -1,13 +1,13 @@
 """The configuration: what can be set, read from TOML and the MLXSUP_* variables; nobody else reads either.
 
-`read` finds and reads the file, `parse` does the same for plain tables, `schema`, `example` and `show` describe. The kinds of
+`read` finds and reads the file, `reread` reads it once more, `parse` does the same for plain tables, `schema`, `example` and `show` describe. The kinds of
 engine are handed in, so that this room knows none of them.
 """
 
 from __future__ import annotations
 
 from mlxsup.config.describing import example, schema, show
-from mlxsup.config.files import read, server_url
+from mlxsup.config.files import read, reread, server_url
 from mlxsup.config.parsing import Engines, built_in, parse
 from mlxsup.config.rules import VARIABLE, Listen, PathText, parse_listen
 from mlxsup.config.settings import BUILT_IN, ModelSettings, SchedulerSettings, ServerSettings, Settings
@@ -32,6 +32,7 @@ __all__ = [
     "parse",
     "parse_listen",
     "read",
+    "reread",
     "rounded_size",
     "schema",
     "server_url",

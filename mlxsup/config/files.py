@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,11 +39,33 @@ def read(path: Path | str | None, engines: Engines, *, environ: Mapping[str, str
     named = path or environ.get("MLXSUP_CONFIG")
     if named:
         file = Path(home_path(str(named)))
-        return parse(_load(file, "" if path else " ($MLXSUP_CONFIG names it)"), engines, str(file), _folder(file))
+        return _parsed(file, _content(file, "" if path else " ($MLXSUP_CONFIG names it)"), engines)
     for file in (user_file(environ), SYSTEM_FILE):
-        if file.is_file():
-            return parse(_load(file), engines, str(file), _folder(file))
+        if _is_file(file):
+            return _parsed(file, _content(file), engines)
     return parse({}, engines, BUILT_IN)
+
+
+def reread(source: str, engines: Engines, *, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the configuration once more from where it came from; what was built in is searched for anew.
+
+    A pipe was read up at the start, and a file that is empty is about to be written: neither means that all models are to go.
+
+    Args:
+        source: `Settings.source` of what is in force.
+        engines: as for `read`.
+        environ: as for `read`.
+
+    Raises:
+        ConfigError: as `read` does; or it is empty or no regular file by now.
+    """
+    if source == BUILT_IN:
+        return read(None, engines, environ=environ)
+    file = Path(source)
+    content = _content(file, regular=True)
+    if not content.strip():
+        raise _misread(file, f"{file}: is empty")
+    return _parsed(file, content, engines)
 
 
 def user_file(environ: Mapping[str, str] = os.environ) -> Path:
@@ -56,15 +80,38 @@ def server_url(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("MLXSUP_URL", "").strip() or None
 
 
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError as error:  # a folder that may not be looked into
+        raise _misread(file, f"{file}: cannot be read: {error.strerror}") from error
+
+
 def _folder(file: Path) -> str:
     return str(file.absolute().parent)
 
 
-def _load(file: Path, why: str = "") -> dict[str, Any]:
+def _parsed(file: Path, content: bytes, engines: Engines) -> Settings:
+    return parse(_tables(file, content), engines, str(file), _folder(file))
+
+
+def _content(file: Path, why: str = "", *, regular: bool = False) -> bytes:
+    """Return what is in the file, without the mark that editors on Windows put in front."""
     try:
-        content = file.read_bytes()
+        with open(file, "rb", opener=_open_at_once if regular else None) as opened:
+            if regular and not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise _misread(file, f"{file}: is no regular file, so it cannot be read twice")
+            return opened.read().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
         raise _misread(file, f"{file}: cannot be read: {error.strerror}{why}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for whoever would write into a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _tables(file: Path, content: bytes) -> dict[str, Any]:
     try:
         return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
@@ -73,6 +120,8 @@ def _load(file: Path, why: str = "") -> dict[str, Any]:
         raise _misread(file, f"{file}:{line}:{column}: not UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise _misread(file, _located(file, str(error), content.decode())) from error
+    except ValueError as error:  # of int(): the text of a number may not have as many digits as it likes
+        raise _misread(file, f"{file}: holds a number of too many digits") from error
     except RecursionError as error:
         raise _misread(file, f"{file}: nested too deeply") from error
 

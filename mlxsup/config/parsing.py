@@ -237,7 +237,7 @@ class _Reader:
             value = self._all(lambda at: self._value(at[1], arguments[0], f"{path}[{at[0]}]"), enumerate(value))
         elif origin is dict and isinstance(value, Mapping):
             value = dict(self._all(lambda pair: self._pair(pair, arguments, path), value.items()))
-        elif origin is Literal and value not in arguments:
+        elif origin is Literal and isinstance(value, str) and value not in arguments:
             self._bad(path, f"expected {' or '.join(map(repr, arguments))}, not {value!r}{_meant(value, arguments)}")
         elif isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             value = self._table(inner, path, value)

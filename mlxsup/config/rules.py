@@ -61,7 +61,7 @@ def parse_listen(text: str) -> Listen:
         raise ValueError(f"an IPv6 address stands in brackets: '[{host}]:{port}'")
     if not host:
         raise ValueError(f"the host is missing: '127.0.0.1:{port}' for this machine alone, '0.0.0.0:{port}' for all")
-    if any(letter.isspace() or letter in "/[]" for letter in host):
+    if any(letter.isspace() or letter in "/[]" for letter in host) or not _resolvable(host):
         raise ValueError(f"{host!r} is no host")
     return Listen(host=host, port=int(port))
 
@@ -70,6 +70,22 @@ def listen_address(text: str) -> str:
     """Check an address and return it as parse_listen reads it, with `~` filled in."""
     listen = parse_listen(text)
     return f"unix:{listen.path}" if listen.path else text
+
+
+def web_origin(text: str) -> str:
+    """Check an origin of web pages, and return it as browsers write it."""
+    if text in {"*", "null"}:
+        return text
+    parts = urlsplit(text)
+    if (
+        not parts.scheme
+        or not parts.hostname
+        or "@" in parts.netloc
+        or parts._replace(scheme="", netloc="").geturl() not in {"", "/"}
+    ):
+        raise ValueError(f'expected an origin such as "https://ai.example.com", or "*" for all, not {text!r}')
+    usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"
 
 
 def home_path(text: str) -> str:
@@ -142,6 +158,15 @@ def environment_value(text: str) -> str:
     return text
 
 
+def _resolvable(host: str) -> bool:
+    """Tell whether a resolver may be asked for it: `a..b` makes Python's raise what is no OSError."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 def _socket_path(text: str) -> str:
     path = home_path(text)
     if not path.startswith("/"):
@@ -162,6 +187,7 @@ PositiveSize = Annotated[Size, Meta(extra={"check": positive})]
 PathText = Annotated[str, Meta(extra={"check": home_path, "place": placed})]
 """A path, or for models also a name: `~` and, in a file, what is relative to the file's folder are filled in."""
 ListenAddress = Annotated[str, Meta(extra={"check": listen_address})]
+WebOrigin = Annotated[str, Meta(extra={"check": web_origin})]
 SignalName = Annotated[str, Meta(extra={"check": signal_name})]
 HealthPath = Annotated[str, Meta(extra={"check": health_path})]
 ModelName = Annotated[str, Meta(extra={"check": model_name})]

@@ -24,6 +24,7 @@ from mlxsup.config.rules import (
     PositiveSize,
     SignalName,
     Timeout,
+    WebOrigin,
 )
 from mlxsup.config.units import Duration, Size
 from mlxsup.errors import ModelNotFound
@@ -42,6 +43,10 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         list[ListenAddress],
         Meta(min_length=1, description="addresses of the HTTP API: host:port, [IPv6]:port or unix:/path"),
     ] = msgspec.field(default_factory=lambda: ["127.0.0.1:11435"])
+    origins: Annotated[
+        list[WebOrigin],
+        Meta(description='web pages that may use it, beside this machine\'s own: "https://ai.example.com"; "*": all'),
+    ] = []
     max_body: Annotated[PositiveSize, Meta(description="the largest request body that is read")] = Size("64MiB")
     header_timeout: Annotated[
         Timeout, Meta(description="for the head of a request, and for silence within its body")

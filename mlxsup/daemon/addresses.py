@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from mlxsup.config import Listen
 
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read here, not bound
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - read here, not bound
+"""What stands for all addresses of a kind, and how this machine itself is reached then."""
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
@@ -19,7 +20,7 @@ def local_url(listen: Listen) -> str:
     """Say where a client on this machine finds it: `http://host:port` or `unix:/path`."""
     if listen.path:
         return f"unix:{listen.path}"
-    return "http://" + written(Listen(host=_WILDCARDS.get(listen.host, listen.host), port=listen.port))
+    return "http://" + written(Listen(host=WILDCARDS.get(listen.host, listen.host), port=listen.port))
 
 
 def is_local(listen: Listen) -> bool:

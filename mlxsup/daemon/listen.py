@@ -6,7 +6,6 @@ a lock on a file beside its socket for as long as it lives, and removes no socke
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -16,13 +15,14 @@ import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
 from mlxsup.config import Listen, parse_listen
-from mlxsup.daemon.addresses import local_url, written
+from mlxsup.daemon.addresses import WILDCARDS, local_url, written
 from mlxsup.errors import ConfigError, Conflict
+from mlxsup.threads import in_thread, in_thread_or_here
 
 _BACKLOG: Final = 512
 _REFUSES_WHEN_FULL: Final = sys.platform == "darwin"
@@ -37,6 +37,8 @@ class _Taken(Exception):
 async def listening(addresses: Iterable[str]) -> AsyncIterator[list[socket.socket]]:
     """Hold listening sockets for all addresses; connections wait in them until they are served.
 
+    Of a name that stands for several addresses, those that this machine has are taken. What is given twice is opened once.
+
     A unix socket has mode 0600. One that an earlier life left behind is replaced, one that answers never is. On macOS a file
     `<socket>.lock` stays beside it.
 
@@ -50,40 +52,72 @@ async def listening(addresses: Iterable[str]) -> AsyncIterator[list[socket.socke
         sockets: list[socket.socket] = []
         for address in map(parse_listen, addresses):
             try:
-                sockets += await asyncio.to_thread(_open_unix if address.path else _open_tcp, address, stack)
+                if address.path:
+                    sockets += await in_thread(_open_unix, address, sockets, stack)
+                else:
+                    sockets += await in_thread(_open_tcp, address, sockets, stack)
             except _Taken:
+                if address.host in WILDCARDS and any(_port(sock) == address.port for sock in sockets):
+                    why = "another address of the list is a part of it"
+                    raise ConfigError(f"server.listen: cannot listen on {written(address)}: {why}") from None
                 raise await _conflict(address) from None
             except OSError as error:
                 why = error.strerror or str(error)
                 raise ConfigError(f"server.listen: cannot listen on {written(address)}: {why}") from error
         yield sockets
     finally:
-        await asyncio.to_thread(stack.close)
+        await in_thread_or_here(stack.close)
 
 
-def _open_tcp(address: Listen, stack: contextlib.ExitStack) -> list[socket.socket]:
+def _open_tcp(address: Listen, held: Iterable[socket.socket], stack: contextlib.ExitStack) -> list[socket.socket]:
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     opened: list[socket.socket] = []
-    for family, kind, protocol, _, target in dict.fromkeys(found):
-        sock = stack.enter_context(socket.socket(family, kind, protocol))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    covered = False
+    lacking: OSError | None = None
+    for family, _, _, _, target in dict.fromkeys(found):
+        if any(_covers(sock, family, target[0], address.port) for sock in held):
+            covered = True
+            continue
         try:
-            sock.bind(target)
-            sock.listen(_BACKLOG)
+            opened.append(stack.enter_context(_listener(family, target)))
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise _Taken from error
-            if error.errno == errno.EADDRNOTAVAIL and opened:  # `localhost` on a machine without IPv6
-                continue
-            raise
-        opened.append(sock)
+            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                raise
+            lacking = error  # `localhost` on a machine without IPv6
+    if lacking is not None and not opened and not covered:
+        raise lacking
     return opened
 
 
-def _open_unix(address: Listen, stack: contextlib.ExitStack) -> list[socket.socket]:
+def _listener(family: int, target: tuple[Any, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(target)
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _covers(sock: socket.socket, family: int, host: str | int, port: int) -> bool:
+    """Tell whether a socket listens there already, by this address or by all of its kind."""
+    return sock.family == family and port != 0 and _port(sock) == port and sock.getsockname()[0] in {host, *WILDCARDS}
+
+
+def _port(sock: socket.socket) -> int | None:
+    return None if sock.family == socket.AF_UNIX else sock.getsockname()[1]
+
+
+def _open_unix(address: Listen, held: Iterable[socket.socket], stack: contextlib.ExitStack) -> list[socket.socket]:
     path = address.path
+    if any(sock.getsockname() == path for sock in held):
+        return []
     if _REFUSES_WHEN_FULL:
         _lock(f"{path}.lock", stack)
     sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))

@@ -54,6 +54,11 @@ class _Stop:
         self.asked = asyncio.Event()
         self.forced = asyncio.Event()
 
+    def on_terminal_gone(self) -> None:
+        if not self.asked.is_set():
+            _log.info("SIGHUP: the terminal is gone: stopping")
+            self.asked.set()
+
     def on_signal(self, which: signal.Signals, count: int) -> None:
         if count == 1:
             _log.info("%s: stopping; once more to not wait for work in flight", which.name)
@@ -65,7 +70,7 @@ class _Stop:
 
 async def _serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     stop = _Stop()
-    with captured(stop.on_signal), hangups() as hung_up:
+    with captured(stop.on_signal), hangups(stop.on_terminal_gone) as hung_up:
         async with (
             listening(settings.server.listen) as sockets,
             Supervisor(settings) as sup,

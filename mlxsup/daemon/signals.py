@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
 
@@ -39,14 +40,25 @@ def captured(on_signal: OnSignal) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hangups() -> Iterator[asyncio.Event]:
-    """Return an event that is set at each SIGHUP; one that is ignored, as under nohup, stays so. Only for the main thread."""
+def hangups(terminal_gone: Callable[[], None]) -> Iterator[asyncio.Event]:
+    """Return an event that is set at each SIGHUP; one that is ignored, as under nohup, stays so. Only for the main thread.
+
+    One that comes because our terminal was closed calls `terminal_gone` instead: whoever started us there has left.
+    """
     loop, heard = asyncio.get_running_loop(), asyncio.Event()
     before = signal.getsignal(signal.SIGHUP)
     if before is signal.SIG_IGN:
         yield heard
         return
-    loop.add_signal_handler(signal.SIGHUP, heard.set)
+    terminals = [descriptor for descriptor in (0, 2) if os.isatty(descriptor)]
+
+    def received() -> None:
+        if terminals and not any(map(os.isatty, terminals)):
+            terminal_gone()
+        else:
+            heard.set()
+
+    loop.add_signal_handler(signal.SIGHUP, received)
     try:
         yield heard
     finally:

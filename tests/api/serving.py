@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,10 @@ from aiohttp import web
 
 from mlxsup import Supervisor
 from mlxsup.api import create_app
+from mlxsup.api import serving as serving_sockets
 from mlxsup.config import parse
 from mlxsup.engines import KEYS
+from mlxsup.testing import fake_runner
 from tests.waiting import LIMIT
 
 Models = dict[str, dict[str, Any]]
@@ -62,7 +65,13 @@ def supervisor(models: Models, **server: Any) -> Supervisor:
 @contextlib.asynccontextmanager
 async def listening(app: web.Application, *, handler_cancellation: bool = True) -> AsyncIterator[int]:
     """Serve an application on a port of its own."""
-    runner = web.AppRunner(app, handler_cancellation=handler_cancellation, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=handler_cancellation,
+        auto_decompress=False,
+        access_log=None,
+        shutdown_timeout=1.0,
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -81,3 +90,17 @@ async def serving(models: Models, **server: Any) -> AsyncIterator[Api]:
         aiohttp.ClientSession(f"http://127.0.0.1:{port}", timeout=timeout) as http,
     ):
         yield Api(sup, http, port)
+
+
+@contextlib.asynccontextmanager
+async def served(listener: socket.socket, **server: Any) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of the API of one model `m` as the daemon serves it; keyword arguments are keys of `[server]`."""
+    unix = listener.family == socket.AF_UNIX
+    connector = aiohttp.UnixConnector(listener.getsockname()) if unix else aiohttp.TCPConnector()
+    base = "http://localhost" if unix else f"http://127.0.0.1:{listener.getsockname()[1]}"
+    async with (
+        supervisor({"m": fake_runner()}, **server) as sup,
+        serving_sockets(create_app(sup), [listener], sup.settings.server, last_bytes=1.0),
+        aiohttp.ClientSession(base, connector=connector, timeout=aiohttp.ClientTimeout(total=LIMIT)) as http,
+    ):
+        yield http

@@ -206,7 +206,9 @@ async def test_a_deadline_that_passes_while_the_answer_comes_is_its_last_line() 
 
 
 @pytest.mark.parametrize("told", ["soon", "", "0", "-1", "inf", "nan", "5 parsecs"])
-@pytest.mark.parametrize(("path", "fields"), [("/completion", {"prompt": "p"}), ("/models/load", {})])
+@pytest.mark.parametrize(
+    ("path", "fields"), [("/completion", {"prompt": "p"}), ("/models/load", {}), ("/models/unload", {})]
+)
 async def test_a_deadline_that_is_none_is_refused_by_its_name(told: str, path: str, fields: dict[str, str]) -> None:
     async with serving({"m": fake_runner()}) as api:
         status, answer = await api.post(path, {"model": "m", **fields}, **{"Mlxsup-Deadline": told})

@@ -6,12 +6,15 @@ import asyncio
 import os
 import time
 from statistics import median
+from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from mlxsup import __version__
 from mlxsup.cli.client import Client
+from mlxsup.config import Size
 from mlxsup.testing import Gate, fake_runner
 from tests.waiting import LIMIT, until
 
@@ -81,6 +84,25 @@ async def test_a_load_that_is_not_there_in_time_goes_on_without_who_asked() -> N
         await until(lambda: api.sup.report("m").state == "ready")
 
 
+@pytest.mark.parametrize(
+    ("limit", "scenario", "path", "stage"),
+    [
+        ("queue_timeout", "gate@loading", "/models/load", "loading"),
+        ("first_chunk_timeout", "gate@request#1", "/completion", "first_chunk"),
+    ],
+)
+async def test_limits_are_told_in_numbers(limit: str, scenario: str, path: str, stage: str) -> None:
+    limits: dict[str, Any] = {limit: "500ms"}
+    async with Gate() as gate, serving({"m": fake_runner(f"{scenario}={gate.path}", **limits)}) as api:
+        body = {"model": "m"}
+        if path == "/completion":
+            await api.sup.load("m")
+            body["prompt"] = "p"
+        status, answer = await api.post(path, body)
+        assert (status, answer["error"]["details"]["stage"]) == (504, stage)
+        assert answer["error"]["details"]["limit"] == 0.5
+
+
 async def test_what_would_happen_and_what_devices_have() -> None:
     async with serving({"m": fake_runner(aliases=["other"])}) as api:
         _, answer = await api.get("/explain?model=other")
@@ -107,6 +129,17 @@ async def test_unload_is_answered_when_the_process_is_gone() -> None:
             os.kill(pid, 0)
 
 
+async def test_an_unload_that_is_not_done_in_time_goes_on_without_who_asked() -> None:
+    async with Gate() as gate, serving({"m": fake_runner(f"gate@sigterm={gate.path}", stop_grace="30s")}) as api:
+        await api.sup.load("m")
+        status, answer = await api.post("/models/unload", {"model": "m"}, **{"Mlxsup-Deadline": "500ms"})
+        assert (status, answer["error"]["code"]) == (504, "deadline")
+        assert answer["error"]["details"] == {"model": "m", "stage": "unloading", "limit": 0.5}
+        assert api.sup.report("m").state == "stopping"
+        (await gate.arrival()).go()
+        await until(lambda: api.sup.report("m").state == "stopped")
+
+
 async def test_unloading_by_force_does_not_wait_for_work() -> None:
     async with (
         serving({"m": fake_runner("tokens=2; hang@1")}) as api,
@@ -116,6 +149,15 @@ async def test_unloading_by_force_does_not_wait_for_work() -> None:
         with anyio.fail_after(LIMIT / 2):
             assert (await api.post("/models/unload", {"model": "m", "force": True}))[0] == 200
         assert b'"code":"unloaded"' in await answer.read()
+
+
+async def test_what_the_server_was_made_with_holds_after_a_reload() -> None:
+    """Half of it cannot change, so none does."""
+    async with serving({"m": fake_runner("tokens=1")}) as api:
+        before = api.sup.settings
+        await api.sup.reload(replace(before, server=replace(before.server, max_body=Size(5))))
+        assert (await api.post("/models/load", {"model": "m"}))[0] == 200
+        assert (await api.lines("m"))[-1]["done"] is True
 
 
 async def test_loading_may_say_how_long_the_model_stays() -> None:

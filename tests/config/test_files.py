@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mlxsup.config import files, read, server_url
+from mlxsup.config import files, read, reread, server_url
 from mlxsup.engines import KEYS
 from mlxsup.errors import ConfigError
 
@@ -128,6 +128,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         (b"a = 1\na = 2\n", ":2:6: Cannot overwrite a value"),
         (b'[server]\nx = "\xff"', ":2:6: not UTF-8"),
         (b"a = " + b"[" * 100_000, ": nested too deeply"),
+        (b"a = " + b"1" * 5_000, ": holds a number of too many digits"),
     ],
 )
 def test_bad_toml_is_an_error_with_file_line_and_column(tmp_path: Path, content: bytes, place: str) -> None:
@@ -137,6 +138,46 @@ def test_bad_toml_is_an_error_with_file_line_and_column(tmp_path: Path, content:
         read(file, KEYS, environ={})
     assert caught.value.message.startswith(f"{file}{place}")
     assert caught.value.problems == [caught.value.message]
+
+
+def test_the_mark_of_editors_on_windows_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "bom.toml"
+    file.write_bytes(b"\xef\xbb\xbfscheduler.queue = 7\r\n")
+    assert read(file, KEYS, environ={}).scheduler.queue == 7
+    file.write_bytes(b"\xef\xbb\xbfa = \xff")
+    with pytest.raises(ConfigError, match=":1:5: not UTF-8"):
+        read(file, KEYS, environ={})
+
+
+def test_once_more_means_from_where_it_came(system: Path, tmp_path: Path) -> None:
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+    assert reread("built in", KEYS, environ=environ).source == "built in"
+    write(system, 1)
+    assert reread("built in", KEYS, environ=environ).source == str(system)
+    user = write(tmp_path / "xdg" / "mlxsup" / "config.toml", 2)
+    source = read(None, KEYS, environ=environ).source
+    write(user, 3)
+    assert reread(source, KEYS, environ=environ).scheduler.queue == 3
+    user.unlink()
+    with pytest.raises(ConfigError, match=f"{user}: cannot be read: No such file"):
+        reread(source, KEYS, environ=environ)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xef\xbb\xbf"])
+def test_once_more_an_empty_file_is_none(tmp_path: Path, content: bytes) -> None:
+    """Whoever writes it anew has just begun; all models would go."""
+    file = tmp_path / "c.toml"
+    file.write_bytes(content)
+    assert read(file, KEYS, environ={}).source == str(file)
+    with pytest.raises(ConfigError, match=r"c\.toml: is empty"):
+        reread(str(file), KEYS, environ={})
+
+
+def test_once_more_a_pipe_is_none_and_nobody_waits_for_its_writer(tmp_path: Path) -> None:
+    file = tmp_path / "pipe"
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match="pipe: is no regular file"):
+        reread(str(file), KEYS, environ={})
 
 
 def test_problems_name_the_file(tmp_path: Path) -> None:

@@ -84,6 +84,16 @@ def problems(toml: str) -> list[str]:
         ("models = 'x'", "models: expected a table, got a string"),
         ("[[models]]\nengine = 'imagegen'", "models: expected a table, got a list"),
         ("models.a = ['x']", "models.a: expected a table, got a list"),
+        ("models.a = { engine = 'imagegen', path = 'x', priority = 1 }", "models.a.priority: expected a string, got an integer"),
+        (
+            f"models.a = {{ engine = 'imagegen', path = 'x', priority = 0x{'f' * 5000} }}",
+            "models.a.priority: expected a string, got an integer",
+        ),
+        ("server.listen = ['a..b:1']", "server.listen[0]: 'a..b' is no host"),
+        *(
+            (f"server.origins = ['{text}']", f"server.origins[0]: expected an origin such as \"https://ai.example.com\", or \"*\" for all, not '{text}'")
+            for text in ("ai.example.com", "https://", "https://a/b", "https://u@a", "//a", "https://a/?q")
+        ),
         ("models.a = { engine = 'imagegen', path = 3 }", "models.a.path: expected a string, got an integer"),
         ("models.a = { engine = 'imagegen', path = 1979-05-27 }", "models.a.path: expected a string, got date"),
         ("models.a = { engine = 'imagegen', check_listener = 1 }", "models.a.check_listener: expected true or false, got an integer"),

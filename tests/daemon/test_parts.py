@@ -90,6 +90,38 @@ async def test_an_address_that_cannot_be_opened_is_named(address: str, why: str)
 
 
 @pytest.mark.anyio
+async def test_what_is_listed_twice_is_opened_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    twice = [f"127.0.0.1:{port}", f"127.0.0.1:{port}", f"unix:{tmp_path}/s", f"unix:{tmp_path}/s"]
+    async with listening(twice) as sockets:
+        assert [sock.getsockname() for sock in sockets] == [("127.0.0.1", port), f"{tmp_path}/s"]
+    async with listening([f"localhost:{port}", f"127.0.0.1:{port}"]) as sockets:
+        assert [sock.getsockname()[0] for sock in sockets].count("127.0.0.1") == 1
+    async with listening(["127.0.0.1:0", "127.0.0.1:0"]) as sockets:
+        assert len({sock.getsockname()[1] for sock in sockets}) == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("order", [1, -1])
+async def test_of_a_name_the_addresses_that_this_machine_has_are_taken(
+    monkeypatch: pytest.MonkeyPatch, order: int
+) -> None:
+    found = [
+        (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 0)),
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found[::order])
+    async with listening(["box:0"]) as sockets:
+        assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.1"]
+    del found[1]
+    with pytest.raises(ConfigError, match=r"cannot listen on box:0: .*(address|protocol)"):
+        async with listening(["box:0"]):
+            pass
+
+
+@pytest.mark.anyio
 @pytest.mark.skipif(sys.platform == "darwin", reason="a lock keeps others from it there")
 async def test_a_socket_that_another_daemon_made_meanwhile_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "s"

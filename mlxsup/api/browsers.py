@@ -1,0 +1,117 @@
+"""Keeps strangers' web pages from the API: a browser sends their requests from this machine, where all is allowed.
+
+A page of another origin gives itself away by its `Origin`; one whose name was made to mean this machine (DNS rebinding) by its `Host`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from typing import Final
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
+
+from mlxsup.api.answers import Handler, error_response, request_id
+from mlxsup.api.connections import Connection
+from mlxsup.config import ServerSettings, parse_listen
+from mlxsup.errors import Forbidden
+
+_SHOWN: Final = 100
+"""Characters of a header that are told again."""
+_PREFLIGHT_AGE: Final = "600"
+"""Seconds for which a browser need not ask again whether a page may use the API."""
+
+_log = logging.getLogger("mlxsup.api")
+
+
+def keep_strangers_out(app: web.Application, settings: ServerSettings) -> None:
+    """Have an application refuse, with 403, web pages that are neither this machine's nor in `origins`.
+
+    A request without `Origin` is no page's, or one that only looks. The `Host` counts on connections of `serving` where only this
+    machine can connect: elsewhere name servers and proxies may call the daemon what they like.
+    """
+    door = _Door(settings)
+    app.middlewares.append(door.let_in)
+    app.on_response_prepare.append(door.let_read)
+
+
+class _Door:
+    def __init__(self, settings: ServerSettings) -> None:
+        self._origins = frozenset(settings.origins)
+        self._hosts = {parse_listen(address).host.lower() for address in settings.listen} | set(
+            map(_host, self._origins)
+        )
+
+    @web.middleware
+    async def let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        refusal = self._refusal(request)
+        if refusal is not None:
+            _log.info(refusal.message, extra={"code": refusal.code, "request_id": request_id(request)})
+            return error_response(request, refusal)
+        asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_METHOD)
+        if request.method == hdrs.METH_OPTIONS and asked and self._is_invited(_origin(request)):
+            return web.Response(
+                status=204,
+                headers={
+                    hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
+                    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, ""),
+                    hdrs.ACCESS_CONTROL_MAX_AGE: _PREFLIGHT_AGE,
+                },
+            )
+        return await handler(request)
+
+    async def let_read(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Allow a page of a configured origin to see the answer: of its own accord, its browser shows it none."""
+        origin = _origin(request)
+        if self._is_invited(origin):
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            response.headers[hdrs.VARY] = hdrs.ORIGIN
+
+    def _is_invited(self, origin: str) -> bool:
+        return bool(origin) and (origin in self._origins or "*" in self._origins)
+
+    def _refusal(self, request: web.Request) -> Forbidden | None:
+        if "*" in self._origins:
+            return None
+        host = _host(f"//{request.headers.get(hdrs.HOST, '')}")
+        inside = isinstance(request.protocol, Connection) and request.protocol.is_loopback
+        if inside and host and host not in self._hosts and not _is_address(host) and not _is_this_machine(host):
+            name = host[:_SHOWN]
+            return Forbidden(
+                f"{name!r} is no name of this machine; ask for localhost, or, where a proxy or a name server calls it so, "
+                f'add "http://{name}" to server.origins'
+            )
+        origin = _origin(request)
+        if not origin or origin in self._origins or request.headers.get("Sec-Fetch-Site") == "same-origin":
+            return None  # a proxy may have put another Host in its place; no page can write a Sec- header
+        page = _host(origin)
+        if page and (page == host or _is_this_machine(page)):
+            return None
+        return Forbidden(f"web pages of {origin[:_SHOWN]!r} may not use this API; server.origins lists those that may")
+
+
+def _origin(request: web.Request) -> str:
+    return request.headers.get(hdrs.ORIGIN, "").lower()
+
+
+def _host(url: str) -> str:
+    """Return the host of a URL in small letters; "" for none, and what is no URL as it is."""
+    try:
+        return (urlsplit(url).hostname or "").rstrip(".")
+    except ValueError:
+        return url
+
+
+def _is_this_machine(host: str) -> bool:
+    name = host == "localhost" or host.endswith(".localhost")
+    return name or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(host: str) -> bool:
+    """Tell whether it is an IP address: no name server can make that mean another machine."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
