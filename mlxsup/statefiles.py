@@ -12,14 +12,18 @@ def state_directory(environ: Mapping[str, str] | None = None) -> Path:
     """Return where state is kept: $STATE_DIRECTORY, else $XDG_STATE_HOME/mlxsup, else ~/.local/state/mlxsup.
 
     systemd sets the first. Where it is not named mlxsup it is that of a program which uses the library, and a folder mlxsup in it
-    is ours.
+    is ours. What is no absolute path counts as unset: it would be another folder for each folder that we are started in.
     """
     found = os.environ if environ is None else environ
-    if given := found.get("STATE_DIRECTORY"):
-        first = Path(given.partition(":")[0])
+    given = found.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given.startswith("/"):
+        first = Path(given)
         return first if first.name == "mlxsup" else first / "mlxsup"
-    base = found.get("XDG_STATE_HOME")
-    return Path(base) / "mlxsup" if base else Path(found.get("HOME", "/tmp")) / ".local/state/mlxsup"  # noqa: S108
+    base = found.get("XDG_STATE_HOME", "")
+    if base.startswith("/"):
+        return Path(base) / "mlxsup"
+    home = found.get("HOME", "")
+    return Path(home if home.startswith("/") else "/tmp") / ".local/state/mlxsup"  # noqa: S108
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from mlxsup._version import __version__
+from mlxsup.cli import streams
 from mlxsup.cli.failures import FAILED, OK, USAGE, exit_code_of, lines_of, say
 from mlxsup.errors import MlxsupError
 
@@ -22,6 +23,9 @@ app = App(
     print_error=False,
     suppress_keyboard_interrupt=False,
 )
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
+"""What writing to stdout may raise, which has no file name."""
+
 _config = App(name="config", help="Look at the configuration.")
 
 app.command("mlxsup.cli.run:run", name="run", help="Ask a model for a picture or a text.")
@@ -52,9 +56,23 @@ _config.command("mlxsup.cli.config:schema", name="schema", help="Print the JSON 
 
 def main(tokens: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0, 1 failed, 2 usage, 128 + n ended by signal n."""
+    streams.make_usable()
+    try:
+        code = _run(tokens)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        streams.give_up_stdout()
+        return FAILED
+    except OSError as error:
+        streams.give_up_stdout()
+        say(_reason(error))
+        return FAILED
+    return code
+
+
+def _run(tokens: Sequence[str] | None) -> int:
     try:
         code = app(tokens)
-        sys.stdout.flush()
     except CycloptsError as error:
         say(f"{_one_line(error)}; see {' '.join((app.name[0], *(error.command_chain or ())))} --help")
         return USAGE
@@ -64,11 +82,15 @@ def main(tokens: Sequence[str] | None = None) -> int:
         return exit_code_of(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     return code if isinstance(code, int) else OK
 
 
 def _one_line(error: CycloptsError) -> str:
     return " ".join(str(error).split()).rstrip(".")
+
+
+def _reason(error: OSError) -> str:
+    why = error.strerror or str(error) or type(error).__name__
+    if error.filename:
+        return f"{error.filename}: {why}"
+    return f"the output cannot be written: {why}" if error.errno in _NO_ROOM else why

@@ -18,6 +18,9 @@ from mlxsup.errors import BadAnswer, InvalidRequest, MlxsupError, ModelNotFound
 from mlxsup.protocol import CompletionChunk, CompletionRequest
 from mlxsup.report import DeviceReport, RunnerReport
 
+STATUS_LIMIT: Final = 10.0
+"""Seconds in which a daemon answers what it has only to look up; loads and work take as long as it says."""
+
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 """How long an answer may take is the daemon's to say; that it can be reached is quickly known."""
 
@@ -64,6 +67,15 @@ class Client:
             return False
         return isinstance(answer, dict) and answer.get("name") == "mlxsup"
 
+    async def greet(self) -> None:
+        """Find out whether anybody answers at all, before the wait for what may take long.
+
+        Raises:
+            CommandFailed: nobody does, or not in time.
+        """
+        with contextlib.suppress(BadAnswer):  # what is asked next will say so
+            await self._look_up("/version")
+
     def completion(
         self, model: str, request: CompletionRequest, *, keep_alive: float | None = None
     ) -> RemoteCompletion:
@@ -84,7 +96,7 @@ class Client:
 
     async def machine(self) -> Machine:
         """Return what the daemon says of its runners and devices."""
-        body = await self._call("GET", "/runners")
+        body = await self._look_up("/runners")
         try:
             return msgspec.json.decode(body, type=Machine)
         except msgspec.DecodeError as error:
@@ -99,7 +111,7 @@ class Client:
 
     async def explain(self, model: str) -> str:
         """Return what the daemon says would happen if the model were asked for now."""
-        body = await self._call("GET", f"/explain?{urlencode({'model': model})}")
+        body = await self._look_up(f"/explain?{urlencode({'model': model})}")
         try:
             return msgspec.json.decode(body, type=_Explanation).explanation
         except msgspec.DecodeError as error:
@@ -136,6 +148,16 @@ class Client:
             details=details if isinstance(details, dict) else None,
         )
 
+    async def _look_up(self, path: str) -> bytes:
+        try:
+            async with asyncio.timeout(STATUS_LIMIT):
+                return await self._call("GET", path)
+        except TimeoutError as error:
+            raise CommandFailed(
+                f"the daemon at {self.url} takes connections and gives no answer within {STATUS_LIMIT:g} s; it may be stopped"
+                " or overloaded: see its log, or start it anew"
+            ) from error
+
     async def _call(self, method: str, path: str, body: object = None) -> bytes:
         async with await self.open(method, path, body) as response:
             with self._explained():
@@ -152,6 +174,10 @@ class Client:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except (aiohttp.InvalidURL, UnicodeError) as error:
+            raise InvalidRequest(
+                f"{self.url!r} is no address of a daemon; write http://host:port or unix:/path"
+            ) from error
         except (aiohttp.ClientConnectorError, aiohttp.ServerTimeoutError) as error:
             raise CommandFailed(f"nothing answers at {self.url}; start the daemon with: mlxsup serve") from error
         except (aiohttp.ClientError, ConnectionError) as error:

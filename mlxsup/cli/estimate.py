@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from mlxsup import config as configuration
 from mlxsup import weights
 from mlxsup.cli.options import Config, Json
+from mlxsup.cli.streams import json_line
 from mlxsup.config import ModelSettings, rounded_size
 from mlxsup.engines import ENGINES, KEYS
 from mlxsup.engines.imagegen import BUILTIN
@@ -70,7 +71,7 @@ def estimate(
     else:
         found = _of_files(model, pixels)
     if json:
-        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        sys.stdout.write(json_line(found))
     else:
         sys.stdout.writelines(f"{line}\n" for line in _lines(model, found))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 from mlxsup.errors import BodyTooLarge, ConfigError, InvalidRequest, MlxsupError, ModelNotFound
@@ -23,7 +24,13 @@ class CommandFailed(MlxsupError):
 
 def say(line: str) -> None:
     """Write one line to stderr, with our name in front."""
-    print(f"mlxsup: {line}", file=sys.stderr, flush=True)
+    tell(f"mlxsup: {line}")
+
+
+def tell(line: str) -> None:
+    """Write one line to stderr. One that cannot be written is lost: what it is about goes on."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def lines_of(error: MlxsupError) -> Iterator[str]:

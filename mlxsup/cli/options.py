@@ -8,8 +8,20 @@ from typing import Annotated
 from cyclopts import Parameter
 
 Config = Annotated[Path | None, Parameter(help="Configuration file, instead of the one that is searched for.")]
+
+
+def _text(_: object, value: object) -> None:
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{value!a} is not valid in the encoding of the locale") from error
+
+
+Text = Annotated[str, Parameter(validator=_text)]
+"""What is sent to a daemon or a runner: any text, where a path may have any bytes."""
 Url = Annotated[
-    str, Parameter(help="The daemon: http://host:port or unix:/path. Also: $MLXSUP_URL.", show_default=False)
+    Text, Parameter(help="The daemon: http://host:port or unix:/path. Also: $MLXSUP_URL.", show_default=False)
 ]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON, for programs.")]
 KeepAlive = Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -25,7 +27,7 @@ def read_picture(path: Path) -> bytes:
         InvalidRequest: there is none, or it is empty or too large.
     """
     try:
-        with path.expanduser().open("rb") as file:
+        with expanded(path).open("rb") as file:
             found = file.read(LARGEST_INPUT + 1)
     except OSError as error:
         raise InvalidRequest(f"--image: {path} cannot be read: {error.strerror}") from error
@@ -48,6 +50,11 @@ def chosen_format(output: Path | None, asked: OutputFormat | None) -> OutputForm
     return asked or (named if named != "png" else None)
 
 
+def expanded(path: Path) -> Path:
+    """Fill in a leading `~`; that of a user who is not known stays."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises for these
+
+
 class PictureFile:
     """A file that is to hold a picture. `written` is its size once it does."""
 
@@ -62,37 +69,90 @@ class PictureFile:
         Raises:
             CommandFailed: it could not be written, as far as that can be told now.
         """
-        path = output.expanduser() if output else Path(name.replace("/", "-") + _SUFFIXES[kind or "png"])
-        folder = path.resolve().parent
-        if path.is_dir():
+        path = expanded(output) if output else Path(name.replace("/", "-") + _SUFFIXES[kind or "png"])
+        place = _place(path)
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir may raise
             raise CommandFailed(f"{path} is a folder; give --output a file in it")
-        if not folder.is_dir():
+        if not os.path.isdir(place.parent):  # noqa: PTH112
             raise CommandFailed(
-                f"{path} cannot be written: there is no folder {folder}; make it, or give another --output"
+                f"{path} cannot be written: there is no folder {place.parent}; make it, or give another --output"
             )
-        if not os.access(path if path.exists() else folder, os.W_OK):
-            raise CommandFailed(f"{path} cannot be written: permission denied; give another --output")
+        try:
+            _try(path)
+        except OSError as error:
+            raise CommandFailed(f"{path} cannot be written: {_reason(error)}; give another --output") from error
         return cls(path)
 
     def write(self, picture: bytes) -> None:
         """Put the picture in place, at once or not at all.
 
         Raises:
-            CommandFailed: the file system refuses.
+            CommandFailed: the file system refuses; says where the picture is instead, if anywhere.
         """
         try:
-            if self.path.exists() and not self.path.is_file():  # /dev/stdout, a pipe: nothing to put in place of it
+            if _is_special(self.path):
                 self.path.write_bytes(picture)
             else:
-                _replace(self.path.resolve(), picture)
+                _replace(_place(self.path), picture)
         except OSError as error:
-            raise CommandFailed(f"{self.path} cannot be written: {error.strerror}; give another --output") from error
+            kept = _kept_elsewhere(picture, self.path.suffix)
+            instead = (
+                f"the picture is in {kept}" if kept else "nor can the folder for temporary files; the picture is lost"
+            )
+            raise CommandFailed(f"{self.path} cannot be written: {_reason(error)}; {instead}") from error
         self.written = len(picture)
+
+
+def _place(path: Path) -> Path:
+    """Follow links: what they lead to is written, and they stay."""
+    return Path(os.path.realpath(path))
+
+
+def _is_special(path: Path) -> bool:
+    """Tell whether there is something like /dev/stdout or a pipe, in whose place nothing can be put."""
+    return path.exists() and not path.is_file()
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _try(path: Path) -> None:
+    """Find out whether a picture could be written there."""
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return
+    place = _place(path)
+    if place.exists() and not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    descriptor, name = _beside(place)
+    os.close(descriptor)
+    Path(name).unlink()
+
+
+def _beside(place: Path) -> tuple[int, str]:
+    """Make the file that a picture is written to before it takes its place."""
+    return tempfile.mkstemp(prefix=f".{place.name[:40]}.", dir=place.parent)
+
+
+def _kept_elsewhere(picture: bytes, suffix: str) -> str:
+    """Write the picture to the folder for temporary files; return its path, "" where that does not take it either."""
+    with contextlib.suppress(OSError):
+        descriptor, name = tempfile.mkstemp(prefix="mlxsup-", suffix=suffix)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(picture)
+        except BaseException:
+            Path(name).unlink()
+            raise
+        return name
+    return ""
 
 
 def _replace(path: Path, content: bytes) -> None:
     mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    descriptor, name = _beside(path)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)

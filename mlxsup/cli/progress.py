@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+from mlxsup.cli.failures import tell
 from mlxsup.cli.pictures import PictureFile
+from mlxsup.cli.streams import json_line
 from mlxsup.cli.terminal.canvas import Canvas
 from mlxsup.cli.units import human_size
 from mlxsup.errors import BadAnswer
@@ -78,7 +80,7 @@ class Display:
             self._wrote(chunk, picture)
 
     def _step(self, step: int, total: int) -> None:
-        _err(f"step {step}/{total}")
+        tell(f"step {step}/{total}")
 
     def _text(self, content: str) -> None:
         _out(content)
@@ -90,7 +92,7 @@ class Display:
     def _wrote(self, chunk: CompletionChunk, picture: bytes) -> None:
         del picture
         seed = "" if chunk.seed is None else f", seed {chunk.seed}"
-        _err(f"{self._picture.path}: {human_size(self._picture.written)}{seed}, {time.monotonic() - self._began:.1f} s")
+        tell(f"{self._picture.path}: {human_size(self._picture.written)}{seed}, {time.monotonic() - self._began:.1f} s")
 
 
 class TerminalDisplay(Display):
@@ -172,13 +174,9 @@ class JsonDisplay(Display):
             self._picture.write(chunk.image_bytes())
             line["image"] = ""
             line |= {"output": str(self._picture.path), "bytes": self._picture.written}
-        _out(msgspec.json.encode(line).decode() + "\n")
+        _out(json_line(line))
 
 
 def _out(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _err(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

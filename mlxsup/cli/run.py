@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from mlxsup import terms
 from mlxsup.cli import interrupts
-from mlxsup.cli.options import Config, Json, KeepAlive, Url
+from mlxsup.cli.options import Config, Json, KeepAlive, Text, Url
 from mlxsup.cli.pictures import PictureFile, chosen_format, read_picture
 from mlxsup.cli.progress import Display, display
 from mlxsup.cli.target import Wish, Work, for_work, makes_pictures
@@ -26,8 +26,8 @@ _USUAL_PREVIEWS: Final = 3
 
 
 def run(
-    model: str,
-    prompt: str,
+    model: Text,
+    prompt: Text,
     /,
     *,
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
@@ -36,7 +36,7 @@ def run(
     steps: int | None = None,
     seed: int | None = None,
     guidance: float | None = None,
-    negative_prompt: str = "",
+    negative_prompt: Text = "",
     image: Annotated[list[Path] | None, Parameter(consume_multiple=False, negative="")] = None,
     strength: float | None = None,
     previews: int | None = None,

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from typing import Annotated
 
-import msgspec
 from cyclopts import Parameter
 
 from mlxsup import terms
 from mlxsup.cli import interrupts
-from mlxsup.cli.options import Config, Json, KeepAlive, Url
+from mlxsup.cli.options import Config, Json, KeepAlive, Text, Url
+from mlxsup.cli.streams import json_line
 from mlxsup.cli.target import Wish, daemon
 from mlxsup.cli.units import human_size
 from mlxsup.report import RunnerReport
@@ -25,14 +25,14 @@ def ps(*, json: Json = False, url: Url = "", config: Config = None) -> int:
     return interrupts.run(_ps(Wish(url=url, config=config), as_json=json))
 
 
-def load(model: str, /, *, keep_alive: KeepAlive = None, url: Url = "", config: Config = None) -> int:
+def load(model: Text, /, *, keep_alive: KeepAlive = None, url: Url = "", config: Config = None) -> int:
     """Load a model in the daemon; returns when it is ready."""
     kept = terms.keep_alive(keep_alive, "--keep-alive")
     return interrupts.run(_load(Wish(url=url, config=config), model, kept))
 
 
 def stop(
-    model: str,
+    model: Text,
     /,
     *,
     force: Annotated[bool, Parameter(negative="", help="Do not wait for work in flight.")] = False,
@@ -47,7 +47,7 @@ async def _ps(wish: Wish, *, as_json: bool) -> int:
     async with daemon(wish) as client:
         found = await client.machine()
     if as_json:
-        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        sys.stdout.write(json_line(found))
         return 0
     rows: list[tuple[str, ...]] = [_HEADINGS]
     rows += [_row(runner, time.time()) for runner in found.runners]

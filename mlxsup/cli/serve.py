@@ -28,11 +28,10 @@ def serve(
         except ValueError as error:
             raise InvalidRequest(f"--listen: {error}") from error
 
-    def read() -> configuration.Settings:
-        settings = configuration.read(config, KEYS)
+    def placed(settings: configuration.Settings) -> configuration.Settings:
         return replace(settings, server=replace(settings.server, listen=listen)) if listen else settings
 
-    settings = read()
+    settings = placed(configuration.read(config, KEYS))
     from mlxsup.daemon import server  # only now: a wrong flag should not wait for its imports
 
-    return server.serve(settings, read)
+    return server.serve(settings, lambda: placed(configuration.reread(settings.source, KEYS)))

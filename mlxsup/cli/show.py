@@ -10,6 +10,8 @@ from typing import Any
 
 from mlxsup.cli.failures import FAILED, OK, not_installed, say
 from mlxsup.cli.options import Json
+from mlxsup.cli.pictures import expanded
+from mlxsup.cli.streams import json_line
 
 
 def show(picture: Path, /, *more: Path, json: Json = False) -> int:
@@ -28,7 +30,7 @@ def _show(path: Path, *, as_json: bool, title: bool) -> int:
     try:
         from mlxsup.metadata import read_settings
 
-        settings = read_settings(path.expanduser())
+        settings = read_settings(expanded(path))
     except ModuleNotFoundError as error:
         raise not_installed(error) from error
     except OSError as error:
@@ -36,7 +38,7 @@ def _show(path: Path, *, as_json: bool, title: bool) -> int:
     except ValueError as error:
         return _failed(f"{path} is no picture: {error}")
     if as_json:
-        sys.stdout.write(dumps({"picture": str(path), "settings": settings}) + "\n")  # ASCII: any name, any text
+        sys.stdout.write(json_line({"picture": str(path), "settings": settings}))
     if settings is None:
         return _failed(f"{path} has no settings in it")
     if not as_json:

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from mlxsup import config as configuration
 from mlxsup.cli.options import Config, Json
+from mlxsup.cli.streams import json_line
 from mlxsup.config import Settings, Size, rounded_size
 from mlxsup.engines import ENGINES, KEYS
 from mlxsup.errors import InvalidRequest, ModelNotFound
@@ -100,7 +101,7 @@ def simulate(
     setting = msgspec.structs.replace(setting, memory=_memory(memory, catalogue))
     found = _simulate(catalogue, load, setting, [*RIVALS] if rivals else [OURS])
     if json:
-        sys.stdout.write(msgspec.json.encode(_as_json(found)).decode() + "\n")
+        sys.stdout.write(json_line(_as_json(found)))
     else:
         sys.stdout.writelines(f"{line}\n" for line in _lines(found))
     return 0

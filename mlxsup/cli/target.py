@@ -74,6 +74,7 @@ async def for_work(wish: Wish) -> AsyncIterator[Client | Local]:
         raise InvalidRequest("--local and --url contradict each other; give one of them")
     if wish.named_url and not wish.local:
         async with Client(wish.named_url) as client:
+            await client.greet()
             yield client
         return
     settings = config.read(wish.config, KEYS)
@@ -107,6 +108,7 @@ async def daemon(wish: Wish) -> AsyncIterator[Client]:
     """
     if wish.named_url:
         async with Client(wish.named_url) as client:
+            await client.greet()
             yield client
         return
     settings = config.read(wish.config, KEYS)

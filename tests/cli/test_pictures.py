@@ -54,10 +54,39 @@ def test_a_name_with_slashes_is_one_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert PictureFile.at(None, "org/model-3").path == Path("org-model-3.png")
 
 
-def test_a_folder_that_goes_away_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "gone"
+def test_a_picture_that_finds_its_folder_gone_is_kept_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "gone", tmp_path / "elsewhere"
     folder.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
     picture = PictureFile.at(folder / "x.png", "")
     folder.rmdir()
-    with pytest.raises(CommandFailed, match="cannot be written: No such file"):
+    with pytest.raises(CommandFailed, match="cannot be written: No such file") as failed:
         picture.write(b"new")
+    (kept,) = elsewhere.iterdir()
+    assert (kept.read_bytes(), kept.suffix) == (b"new", ".png")
+    assert failed.value.message.endswith(f"; the picture is in {kept}")
+    elsewhere.rename(tmp_path / "gone too")
+    with pytest.raises(CommandFailed, match="the picture is lost"):
+        picture.write(b"new")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, a folder where nobody can make files")
+def test_a_folder_that_takes_no_files_is_found_before_any_work() -> None:
+    with pytest.raises(CommandFailed, match=r"^/proc/x\.png cannot be written: .*; give another --output$"):
+        PictureFile.at(Path("/proc/x.png"), "")
+
+
+def test_names_that_cannot_be_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for path in (tmp_path / ("x" * 300), tmp_path / "loop" / "x.png", Path("~no-such-user/x.png")):
+        with pytest.raises(CommandFailed, match="cannot be written"):
+            PictureFile.at(path, "")
+
+
+def test_a_name_as_long_as_names_may_be_is_written(tmp_path: Path) -> None:
+    path = tmp_path / ("ü" * 127)
+    PictureFile.at(path, "").write(b"new")
+    assert [child.name for child in tmp_path.iterdir()] == [path.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("run heart p --seed -5", "seed must be between 0 and 9007199254740991"),
         ("run heart p --local --url x:1", "--local and --url contradict each other"),
         ("run heart p --url ftp://x", "'ftp://x' is no address of a daemon; write http://host:port or unix:/path"),
+        ("run heart p --url http://x..y", "'http://x..y' is no address of a daemon"),
+        ("run heart p --url http://x:99999", "'http://x:99999' is no address of a daemon"),
         ("run heart p --image none.png", "--image: none.png cannot be read: No such file or directory"),
         ("run heart p --image .", "--image: . cannot be read: Is a directory"),
         ("run heart p --image empty", "--image: empty is empty"),
@@ -91,6 +94,31 @@ def test_bad_toml_is_named_by_its_place(tmp_path: Path, capsys: Capture) -> None
     path.write_text("[server]\nlisten = nothing\n")
     assert main(["config", "check", "--config", str(path)]) == 2
     assert capsys.readouterr().err == f"mlxsup: {path}:2:10: Invalid value\n"
+
+
+def test_a_folder_of_configurations_that_cannot_be_looked_into_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.delenv("MLXSUP_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/" + "x" * 300)  # refused to root, too
+    assert main(["config", "check"]) == 2
+    assert capsys.readouterr().err == f"mlxsup: /{'x' * 300}/mlxsup/config.toml: cannot be read: File name too long\n"
+
+
+@pytest.mark.parametrize("line", [["ps"], ["load", "m"], ["stop", "m"], ["explain", "m"], ["run", "m", "p"]])
+def test_a_daemon_that_is_stopped_is_not_waited_for_without_end(
+    line: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    """The system takes connections for a process that is stopped, as for one that never accepts any."""
+    monkeypatch.setattr("mlxsup.cli.client.STATUS_LIMIT", 0.2)
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as stopped:
+        url = f"http://127.0.0.1:{stopped.getsockname()[1]}"
+        assert main([*line, "--url", url]) == 1
+    assert capsys.readouterr().err == (
+        f"mlxsup: the daemon at {url} takes connections and gives no answer within 0.2 s; it may be stopped or overloaded:"
+        " see its log, or start it anew\n"
+    )
 
 
 @pytest.mark.parametrize("line", ["ps", "load heart", "stop heart"])
