@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -12,7 +15,8 @@ from mlxsup.errors import DoesNotFit
 from mlxsup.scheduling.book import Book, Limits, Policy
 from mlxsup.scheduling.events import Weighed
 from mlxsup.scheduling.eviction import Candidate, Idle, Order, choose
-from mlxsup.scheduling.ledger import SLOTS, Account, Ledger, refusal
+from mlxsup.scheduling.ledger import Account, Ledger, refusal
+from mlxsup.scheduling.placing import Places, Room, Way
 from mlxsup.sizes import rounded_size
 
 STEADY = 0.95
@@ -44,6 +48,11 @@ def _room_at_best(account: Account) -> int:
     return account.utmost if account.reach >= account.utmost else int(STEADY * account.reach)
 
 
+def _largest(account: Account) -> int:
+    """Return the most that any model could ever have of a device."""
+    return account.device.total - account.kept
+
+
 class Admission:
     """Makes plans, by the books, the ledger and the order of idle models, none of which it changes."""
 
@@ -52,6 +61,7 @@ class Admission:
         self._ledger = ledger
         self._idle = idle
         self._order = order
+        self._places = Places(ledger)
         self.limits = limits
 
     def plan(
@@ -66,31 +76,33 @@ class Admission:
             gentle: nobody shall go for it.
             impatient: busy models may be asked to go, too.
         """
-        ways = list(self._ways(book))
-        fitting = [way for way in ways if self._fits(way, held)]
-        if fitting:
-            return Plan(verdict="fits", shares=min(fitting, key=self._tightness))
-        waiting = [way for way in ways if self._fits_soon(way, held)]
-        if waiting:
-            return Plan(verdict="waits", shares=min(waiting, key=self._tightness))
-        reachable = [way for way in ways if self._lack_at_best(way) is None]
-        if not reachable:
-            possible = [
-                way for way in ways if all(need <= self._ledger.accounts[name].utmost for name, need in way.items())
-            ]
-            error = self._refusal(book, ways)
-            return Plan(verdict="short" if possible else "refused", shares=(possible or ways)[0], error=error)
+        accounts = self._ledger.accounts
+
+        def soon(name: str) -> int:
+            return accounts[name].soon - held.get(name, 0)
+
+        def at_once(name: str) -> int:
+            return min(accounts[name].available, soon(name))
+
+        if (way := self._roomiest(book, at_once)) is not None:
+            return Plan(verdict="fits", shares=way)
+        if (way := self._roomiest(book, soon)) is not None:
+            return Plan(verdict="waits", shares=way)
+        reachable = self._reachable(book, now, held, impatient=impatient)
+        if (first := next(reachable, None)) is None:
+            return self._refusal(book)
         if gentle:
-            return Plan(verdict="blocked", shares=reachable[0])
+            ending = self._ending()
+            way = self._roomiest(book, lambda name: soon(name) + ending[name])
+            return Plan(verdict="blocked", shares=first) if way is None else Plan(verdict="waits", shares=way)
         until: float | None = None
-        found: list[tuple[float, tuple[str, ...], dict[str, int]]] = []
-        for way in reachable:
+        found: list[tuple[float, tuple[str, ...], Way]] = []
+        for way in itertools.chain((first,), reachable):
             victims, until = self._victims(way, now, held, impatient=impatient)
             if victims is not None:
-                cost = sum(self._books[name].worth(1, now).seconds for name in victims)
-                found.append((cost, tuple(victims), way))
+                found.append((self._cost(victims, now), tuple(victims), way))
         if not found:
-            return Plan(verdict="blocked", shares=reachable[0], until=until)
+            return Plan(verdict="blocked", shares=first, until=until)
         _, chosen, way = min(found, key=lambda each: each[0])
         return Plan(verdict="evicts", shares=way, victims=chosen)
 
@@ -100,6 +112,10 @@ class Admission:
         if ever is not None and 0 < weighed.least <= ever < weighed.need:
             return max(weighed.least, self.at_best(policy))
         return weighed.need
+
+    def makes_do(self, book: Book) -> bool:
+        """Tell whether a model can be had, with less than it needs, in all that it can have."""
+        return 0 < book.least <= self.at_best(book.policy) < book.need
 
     def at_best(self, policy: Policy) -> int:
         """Return all that a model can have if all others go that may; less a bit, where other programs come and go."""
@@ -121,35 +137,30 @@ class Admission:
 
     # Ways to place a model
 
-    def _ways(self, book: Book) -> Iterator[dict[str, int]]:
-        """Yield the shares of each way to place it, on few devices first."""
-        devices = [name for name in book.policy.devices if name in self._ledger.accounts]
-        if not devices:
-            yield self._ledger.known({})
-            return
-        for count in range(1, min(book.policy.spread, len(devices)) + 1):
-            part = -(-book.need // count)
-            for chosen in itertools.combinations(devices, count):
-                yield self._ledger.known(dict.fromkeys(chosen, part))
-
-    def _fits(self, way: Mapping[str, int], held: Mapping[str, int]) -> bool:
+    def _roomiest(self, book: Book, room: Room) -> Way | None:
+        """Return the way on few devices that have `room`, and of these on those with most room now."""
         accounts = self._ledger.accounts
-        return self._fits_soon(way, held) and all(
-            need <= max(0, accounts[name].available) for name, need in way.items()
-        )
+        return next(self._places.roomiest(book, room, lambda name: accounts[name].available), None)
 
-    def _fits_soon(self, way: Mapping[str, int], held: Mapping[str, int]) -> bool:
-        accounts = self._ledger.accounts
-        return all(need <= max(0, accounts[name].soon - held.get(name, 0)) for name, need in way.items())
+    def _reachable(self, book: Book, now: float, held: Mapping[str, int], *, impatient: bool) -> Iterator[Way]:
+        """Yield ways that there are if others go: all, or of very many those on the devices that are the cheapest to clear."""
 
-    def _lack_at_best(self, way: Mapping[str, int]) -> str | None:
-        """Name a device that is too small even if all went that may."""
-        accounts = self._ledger.accounts
-        return next((name for name, need in way.items() if need > max(0, accounts[name].reach)), None)
+        def by_cost(names: Sequence[str], part: int) -> Sequence[str]:
+            costs = {}
+            for name in names:
+                victims, _ = self._victims({name: part}, now, held, impatient=impatient)
+                costs[name] = math.inf if victims is None else self._cost(victims, now)
+            return sorted(names, key=costs.__getitem__)
 
-    def _tightness(self, way: Mapping[str, int]) -> tuple[int, int]:
-        """Few devices first, then those with most room."""
-        return len(way), -min((self._ledger.accounts[name].available for name in way if name != SLOTS), default=0)
+        return self._places.some(book, lambda name: self._ledger.accounts[name].reach, by_cost)
+
+    def _ending(self) -> Counter[str]:
+        """Return what those have, by device, who end their work and then go, for whatever reason."""
+        found = Counter[str]()
+        for name, holding in self._ledger.holdings.items():
+            if self._books[name].state == "draining" and not holding.departing:
+                found.update(self._ledger.counted(name))
+        return found
 
     # Who goes
 
@@ -172,6 +183,10 @@ class Admission:
         ]
         return None, min(young, default=None)
 
+    def _cost(self, victims: Iterable[str], now: float) -> float:
+        """Return the seconds that it takes to load them again."""
+        return sum(self._books[name].worth(1, now).seconds for name in victims)
+
     def _stays_until(self, book: Book) -> float:
         """Return when a model has resided long enough: one sum for all who ask, as a difference is rounded otherwise."""
         return book.ready_at + self.limits.min_residency
@@ -193,16 +208,33 @@ class Admission:
                 found.append((self._order.key(name, book.worth(sum(frees.values()), now), now), name, frees))
         return [(name, frees) for _, name, frees in sorted(found)]
 
-    def _refusal(self, book: Book, ways: list[dict[str, int]]) -> DoesNotFit:
-        """Say why it cannot be, by the way that comes nearest."""
-        short = []
-        for way in ways:
-            name = self._lack_at_best(way)
-            assert name is not None  # else it could be reached
-            account = self._ledger.accounts[name]
-            short.append((way[name] - account.reach, name, way[name], account))
-        _, _, need, account = min(short, key=lambda each: each[:2])
-        largest = account.device.total - account.kept
+    # Why not
+
+    def _refusal(self, book: Book) -> Plan:
+        """Say why it cannot be, by the way that comes nearest of those for which least would have to happen.
+
+        That is first, that other programs give memory back; then, that pinned models go, too; then, a larger device.
+        """
+        accounts = self._ledger.accounts
+        rooms: tuple[Room, ...] = (
+            lambda name: accounts[name].reach,
+            lambda name: accounts[name].utmost,
+            lambda name: _largest(accounts[name]),
+            lambda _: sys.maxsize,
+        )
+        for there, more in itertools.pairwise(rooms):
+            left = [
+                (*min((there(name) - need, name) for name, need in way.items()), way)
+                for way in self._places.roomiest(book, more, there)
+            ]
+            if left:
+                _, name, way = max(left, key=lambda each: each[0])
+                verdict: Verdict = "short" if there is rooms[0] else "refused"
+                return Plan(verdict=verdict, shares=way, error=self._error(book, way[name], accounts[name]))
+        raise AssertionError("a device of any size is large enough")
+
+    def _error(self, book: Book, need: int, account: Account) -> DoesNotFit:
+        largest = _largest(account)
         source = f"its need is {book.source}" if book.source else ""
         if need > largest:
             error = refusal(account, need, largest, retry_after=None, why=source)

@@ -114,8 +114,8 @@ class Claim:
         """Nobody waits for it, so nobody goes for it."""
         self.weighed = weighed
         """Whether its need is known."""
-        self.committed = False
-        """Whether others were put out for it: then it comes first."""
+        self.turn = 1
+        """When it is looked at: 0, before others, as some were put out for it; 2, after them, as nobody waits for it."""
         self.impatient = False
         self.victims: tuple[str, ...] = ()
         """Who was put out for it, the last time that anybody was."""
@@ -123,6 +123,10 @@ class Claim:
         """When it is refused, unless other programs give memory back before; None where it is not for them that it waits."""
         self.seen = False
         """Whether it was looked at, and so not found to be impossible."""
+
+    def place(self, name: str) -> tuple[int, float, str]:
+        """Return where in the line the claim of the model of that name stands."""
+        return self.turn, self.rank, name
 
 
 class Book:

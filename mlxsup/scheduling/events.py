@@ -40,7 +40,7 @@ class Unload(msgspec.Struct, frozen=True):
 
 
 class Cancel(msgspec.Struct, frozen=True):
-    """The caller behind this ticket has left; if it was granted meanwhile, that lease ends."""
+    """The caller behind this ticket has left; if it was granted meanwhile, that lease ends, and a load that has begun goes on."""
 
     ticket: int
     model: str

@@ -39,7 +39,7 @@ class Moves:
         self.ledger = Ledger(devices, limits.max_loaded)
         self.order: Order = Credit() if order is None else order
         self._idle = Idle()
-        self._claims: list[tuple[bool, float, str]] = []
+        self._claims: list[tuple[int, float, str]] = []
         self._returning: dict[str, int] = {}
         """Who is loaded as soon as there is room, though nobody asks for it, and how many bytes it held when it went."""
         self._making_room: dict[str, None] = {}
@@ -83,7 +83,7 @@ class Moves:
             return
         rank = book.first_rank(self._now)
         book.claim = Claim(rank, reason, gentle=gentle, weighed=False)
-        bisect.insort(self._claims, (True, rank, book.name))
+        bisect.insort(self._claims, book.claim.place(book.name))
         if not (gentle and book.policy.memory is not None):
             self._timers.set("patience", book.name, self._now + self._limits.patience)
         self._weigh(book, book.claim)
@@ -91,19 +91,18 @@ class Moves:
     def _weigh(self, book: Book, claim: Claim) -> None:
         """Find out what a claim is for, by the policy if that says it."""
         claim.weighed = book.policy.memory is not None
+        book.attempt += 1
         if book.policy.memory is not None:
             book.need, book.least, book.source = book.policy.memory, 0, ""
             self._reconsider = True
         else:
-            book.attempt += 1
             self._out.append(fx.Weigh(book.name, book.attempt))
 
     def _drop_claim(self, book: Book) -> None:
         """Give up a model's claim, if it has one."""
         claim, book.claim = book.claim, None
         if claim is not None:
-            entry = (not claim.committed, claim.rank, book.name)
-            del self._claims[bisect.bisect_left(self._claims, entry)]
+            del self._claims[bisect.bisect_left(self._claims, claim.place(book.name))]
             self._timers.set("patience", book.name, None)
             self._timers.set("shortage", book.name, None)
             self._reconsider = bool(self._claims or self._returning or self._making_room)
@@ -135,7 +134,7 @@ class Moves:
                 unweighed = unweighed or (claim.gentle and not claim.impatient)
                 continue
             kind = (book.policy.devices, book.policy.spread)
-            if claim.seen and not claim.impatient and book.need >= too_much.get(kind, book.need + 1):
+            if claim.seen and not (claim.impatient or claim.gentle) and book.need >= too_much.get(kind, book.need + 1):
                 continue
             if claim.gentle and unweighed:
                 continue  # one that shall be loaded before it is still being weighed
@@ -162,6 +161,9 @@ class Moves:
             assert plan.error is not None
             self._refuse(book, plan.error)
         elif claim.gentle:
+            if plan.verdict == "waits":
+                self._take_turn(book, claim, 2)
+                return
             if book.name not in self._returning:
                 self._notice(book, f"not loaded: {wording.room(book, plan.shares, self.ledger)}")
             self._drop_claim(book)
@@ -180,9 +182,8 @@ class Moves:
             claim.short_until = self._now + self._limits.patience
             self._timers.set("shortage", book.name, claim.short_until)
         elif self._now >= claim.short_until:
-            best = self._admission.at_best(book.policy)
-            if 0 < book.least <= best < book.need:
-                book.need, claim.short_until = best, None
+            if self._admission.makes_do(book):
+                book.need, claim.short_until = self._admission.at_best(book.policy), None
                 self._reconsider = True
             else:
                 self._refuse(book, error)
@@ -196,10 +197,14 @@ class Moves:
             self._evict(self._books[victim], text)
         if keys:
             self.order.evicted(max(keys))
-        if not claim.committed:
-            del self._claims[bisect.bisect_left(self._claims, (True, claim.rank, book.name))]
-            claim.committed = True
-            bisect.insort(self._claims, (False, claim.rank, book.name))
+        self._take_turn(book, claim, 0)
+
+    def _take_turn(self, book: Book, claim: Claim, turn: int) -> None:
+        """Move a claim before or behind the others."""
+        if claim.turn != turn:
+            del self._claims[bisect.bisect_left(self._claims, claim.place(book.name))]
+            claim.turn = turn
+            bisect.insort(self._claims, claim.place(book.name))
 
     def _spawn(self, book: Book, claim: Claim, shares: Mapping[str, int]) -> None:
         self._drop_claim(book)
@@ -320,7 +325,7 @@ class Moves:
 
     def _spare(self, held: Mapping[str, int]) -> None:
         """Let those in use go on who were to make room, where what is `held` for claims can be had without; the best first."""
-        committed = (self._books[name].claim for later, _, name in self._claims if not later)
+        committed = (self._books[name].claim for turn, _, name in self._claims if turn == 0)
         if not self._making_room or any(
             claim is not None and (not claim.weighed or claim.short_until is not None) for claim in committed
         ):
@@ -334,6 +339,7 @@ class Moves:
             if not needed and book.drain_until is None:  # else somebody else wants it gone, too
                 book.for_others, book.then = False, ""
                 self._change(book, "ready", "its memory is not needed any more")
+                self._reconsider = bool(self._claims)  # who counted on its going waits in vain
                 self._tell_loaded(book)
                 self._serve_waiting(book)
 

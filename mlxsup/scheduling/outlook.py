@@ -11,6 +11,7 @@ from typing import Self
 
 import msgspec
 
+from mlxsup.errors import MlxsupError
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling import wording
@@ -71,7 +72,7 @@ class Outlook(Wishes, ABC):
         held = _sum(before.values())
         plan = self._admission.plan(book, self._now, held, impatient=claim.impatient)
         if plan.error is not None:
-            return f"queued for a moment, then refused: {plan.error.message}"
+            return self._endures(book, claim, plan.error, ready)
         why = wording.room(book, plan.shares, self.ledger)
         if victims := self._went_for(book, ready):
             return wording.after(victims, why)
@@ -95,10 +96,25 @@ class Outlook(Wishes, ABC):
                 return wording.when_old_enough(list(victims), plan.until - now, self._limits.min_residency, why)
         return wording.blocked(busy, why)
 
+    def _endures(self, book: Book, claim: Claim, error: MlxsupError, ready: Mapping[str, str]) -> str:
+        """Say what becomes of a claim on memory that other programs hold, if they keep it."""
+        end = claim.short_until
+        if end is None or not self._admission.makes_do(book):
+            return f"queued for a moment, then refused: {error.message}"
+        wait, effects = end - self._now, list[fx.Effect]()
+        while claim.short_until is not None and (due := self.wake_at()) is not None and due <= end:
+            effects += self.handle(ev.Tick(), max(self._now, due))
+        if book.claim is not claim:
+            loaded = any(isinstance(effect, fx.Spawn) and effect.model == book.name for effect in effects)
+            then = "loaded" if loaded else "refused"
+        else:
+            then = self._waits(book, claim, ready)
+        return wording.makes_do(wait, then, book.need, error.message)
+
     def _held_before(self, book: Book, claim: Claim) -> dict[str, Mapping[str, int]]:
         """Return to what those have a right who come before a claim."""
         found: dict[str, Mapping[str, int]] = {}
-        for _, _, name in self._claims[: self._claims.index((not claim.committed, claim.rank, book.name))]:
+        for _, _, name in self._claims[: self._claims.index(claim.place(book.name))]:
             other = self._books[name]
             if other.claim is not None and other.claim.weighed and not other.claim.gentle:
                 impatient = other.claim.impatient

@@ -188,9 +188,12 @@ class Scheduler(Outlook):
             self._release(book, ticket)
         if book.waiting.pop(ticket, None) is not None:
             self._waiting -= 1
+        keep_alive = book.wished.pop(ticket, None)
         if book.loading.pop(ticket, None) is not None:
             self._waiting -= 1
-        book.wished.pop(ticket, None)
+            if book.state == "starting":  # the load goes on, as it was asked for
+                book.unused = True
+                book.asked_keep_alive = book.asked_keep_alive if keep_alive is None else keep_alive
         if ticket in book.unloading:
             book.unloading.remove(ticket)
         self._drop_if_unwanted(book)

@@ -73,8 +73,11 @@ class Wishes(Moves):
             if book.name in self._returning:
                 self._returning[book.name] = 0
             self._timers.set("retry", book.name, None)
-        if book.state in ("starting", "ready") and changed:
-            book.then = "renew"
+            if book.then == "return" and not policy.comes_back:
+                book.then = "renew"
+        makes_room = book.state == "draining" and book.drain_until is None
+        if changed and (book.state in ("starting", "ready") or makes_room):
+            book.then = book.then or "renew"
             self._put_out(book, "its configuration has changed", force=False)
         elif book.live and again_there and not book.then:
             book.then = "renew"
@@ -99,9 +102,9 @@ class Wishes(Moves):
         if claim is None and changed and book.state == "backoff" and (book.waiting or book.loading):
             self._want(book, "asked for")
         elif claim is not None and book.claim is claim:
-            del self._claims[bisect.bisect_left(self._claims, (not claim.committed, claim.rank, book.name))]
+            del self._claims[bisect.bisect_left(self._claims, claim.place(book.name))]
             claim.rank += HEAD_START[old.priority] - HEAD_START[policy.priority]
-            bisect.insort(self._claims, (not claim.committed, claim.rank, book.name))
+            bisect.insort(self._claims, claim.place(book.name))
             claim.seen = False
             if changed or policy.memory is not None:
                 self._weigh(book, claim)

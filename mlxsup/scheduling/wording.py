@@ -106,6 +106,11 @@ def after(victims: Mapping[str, str], why: str) -> str:
     return f"loaded after these are put out: {going}; {why}"
 
 
+def makes_do(wait: float, then: str, need: int, why: str) -> str:
+    """Say that a request waits a while for other programs to give memory back, and then makes do with less."""
+    return f"queued: if no memory is given back in {wait:.1f} s, {rounded_size(need)} must do; then {then} ({why})"
+
+
 def when_gone(names: Sequence[str], rivals: Sequence[str], why: str) -> str:
     """Say that a request needs what those have who go already, or the memory of who is gone; `rivals` will be loaded again."""
     what = f"when those who go are gone ({_named(names)})" if names else "when the memory of who went is back"

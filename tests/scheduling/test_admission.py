@@ -337,6 +337,47 @@ class TestRefusals:
         assert reject.error.details["device"] == "0"
         assert reject.error.details["required"] == 4 * GIB
 
+    def test_a_passing_shortage_is_told_of_the_card_on_which_it_can_be(self) -> None:
+        driver = Short(devices=cards(24, 8), a=model(12, devices=("0", "1")))
+        driver.tell(ev.Sampled({"0": 4 * GIB, "1": 8 * GIB}, {}))
+        assert rejected(driver.acquire("a")[1]) == {}
+        (reject,) = only(driver.after(15), fx.Reject)
+        details = {"device": "0", "required": 12 * GIB, "available": 4 * GIB, "overhead": 0}
+        assert reject.error.details == {**details, "model": "a"}
+        assert reject.error.retry_after == 15
+        assert reject.error.message.endswith("other programs hold what is missing")
+
+    def test_of_the_cards_of_a_way_the_one_that_is_too_small_is_told(self) -> None:
+        driver = Short(devices=cards(8, 3), a=model(8, devices=("1", "0"), spread=2), p=model(1, devices=("0",)))
+        driver.scheduler._books["p"].policy = model(1, devices=("0",), pinned=True)
+        driver.loaded("p")
+        driver.tell(ev.Sampled({"0": GIB, "1": 3 * GIB}, {}))
+        (reject,) = only(driver.acquire("a")[1], fx.Reject)
+        assert (reject.error.details["device"], reject.error.details["required"]) == ("0", 8 * GIB)
+        assert reject.error.retry_after == 15
+        assert "1.0 GiB are held by pinned models" in reject.error.message
+
+    def test_pinned_ones_on_the_larger_card_are_no_reason_for_ever(self) -> None:
+        driver = Short(devices=cards(24, 8), p=model(20, pinned=True, devices=("0",)), a=model(12, devices=("0", "1")))
+        driver.loaded("p")
+        (reject,) = only(driver.acquire("a")[1], fx.Reject)
+        assert reject.error.details["available"] == 4 * GIB
+        assert "permanent" not in reject.error.details
+        assert reject.error.retry_after == 15
+
+    def test_who_shall_come_back_waits_for_other_programs_on_the_larger_card(self) -> None:
+        devices = tuple(Device(name=name, total=gib * GIB, overhead=GIB) for name, gib in (("0", 24), ("1", 8)))
+        driver = Short(devices=devices, a=model(12, devices=("0", "1"), comes_back=True))
+        driver.tell(ev.Sampled({"0": 24 * GIB, "1": 8 * GIB}, {}))
+        driver.loaded("a")
+        driver.tell(ev.Sampled({"0": 0, "1": 8 * GIB}, {"a": (1, {"0": 12 * GIB})}))
+        assert driver.state("a") == "stopping"
+        driver.gone(model="a")
+        driver.after(60)
+        driver.tell(ev.Sampled({"0": 2 * GIB, "1": 8 * GIB}, {}))
+        driver.after(300)
+        assert spawned(driver.tell(ev.Sampled({"0": 24 * GIB, "1": 8 * GIB}, {}))) == ["a"]
+
     def test_what_pinned_ones_keep_is_no_reason_for_ever(self) -> None:
         driver = Short(devices=cards(2), a=model(1, pinned=True, devices=("0",)), b=model(2, devices=("0",)))
         driver.loaded("a")

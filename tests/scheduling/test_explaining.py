@@ -212,6 +212,45 @@ class TestWords:
         assert said == "refused: no such file"
         assert driver.view("a").state == "stopped"
 
+    def test_who_will_make_do_with_less_is_told_so(self) -> None:
+        driver = Short(8, a=model(memory=None))
+        driver.sampled(5)
+        weighed = ev.Weighed("a", 0, 7 * GIB, least=4 * GIB, source="learnt from its loads")
+        said = driver.scheduler.explain("a", driver.now, weighed)
+        assert said.startswith(
+            "queued: if no memory is given back in 15.0 s, 4.8 GiB must do; then loaded (model requires"
+        )
+        driver.acquire("a")
+        driver.tell(msgspec.structs.replace(weighed, attempt=1))
+        driver.after(5)
+        assert driver.explained("a").startswith("queued: if no memory is given back in 10.0 s, 4.8 GiB must do; then ")
+        assert spawned(driver.after(10)) == ["a"]
+
+    def test_who_will_make_do_with_less_and_has_others_put_out_for_it(self) -> None:
+        driver = Short(8, a=model(memory=None), b=model(2), c=model(1))
+        driver.sampled(8)
+        driver.loaded("b")
+        driver.leased("c")
+        driver.sampled(3, b=2, c=1)
+        weighed = ev.Weighed("a", 0, 7 * GIB, least=3 * GIB)
+        said = driver.scheduler.explain("a", driver.now, weighed)
+        assert "5.7 GiB must do; then loaded after these are put out: b (credit" in said
+        assert "; c (credit" in said
+        driver.acquire("a")
+        driver.tell(msgspec.structs.replace(weighed, attempt=1))
+        found = driver.after(15)
+        assert stopped(found) == ["b"]
+        assert driver.state("c") == "draining"
+
+    def test_who_cannot_make_do_is_refused(self) -> None:
+        driver = Short(8, a=model(memory=None))
+        driver.sampled(5)
+        weighed = ev.Weighed("a", 0, 7 * GIB, least=6 * GIB)
+        said = driver.scheduler.explain("a", driver.now, weighed)
+        assert said.startswith(
+            "queued for a moment, then refused: model requires 7.0 GiB but only 5.0 GiB are available"
+        )
+
     def test_a_shutdown_refuses(self) -> None:
         driver = Short(2, a=model(1))
         driver.tell(ev.Shutdown())

@@ -74,3 +74,46 @@ def test_for_ever_is_worth_half_as_much_again_as_nothing_and_longer_is_worth_no_
     assert credit(0) == 1
     assert credit(LONGEST / 2) == 1.25
     assert credit(LONGEST) == credit(-1) == credit(10 * LONGEST) == 1.5
+
+
+class TestLoadsNobodyWaitsFor:
+    """Who asked for a load has left before its end: it goes on, and so does what was asked for with it."""
+
+    def test_the_wish_that_came_with_it_holds(self) -> None:
+        driver = Short(2, a=model(1, keep_alive=5.0))
+        driver.tell(ev.Load(1, "a", -1.0))
+        driver.cancel(1, "a")
+        driver.ready("a")
+        driver.after(100)
+        assert driver.state("a") == "ready"
+
+    def test_without_a_wish_that_of_another_holds(self) -> None:
+        driver = Short(2, a=model(1, keep_alive=5.0))
+        driver.tell(ev.Load(1, "a", -1.0), ev.Load(2, "a"))
+        driver.cancel(1, "a")
+        driver.cancel(2, "a")
+        driver.ready("a")
+        driver.after(100)
+        assert driver.state("a") == "ready"
+
+    def test_it_stays_until_it_has_been_used(self) -> None:
+        driver = Short(2, a=model(1, keep_alive=0.0))
+        driver.cancel(driver.load("a")[0], "a")
+        driver.ready("a")
+        driver.after(100)
+        assert driver.state("a") == "ready"
+        ticket, _ = driver.acquire("a")
+        assert stopped(driver.release(ticket, "a")) == ["a"]
+
+    def test_a_request_that_left_had_no_wish_of_the_kind(self) -> None:
+        driver = Short(2, a=model(1, keep_alive=0.0))
+        driver.cancel(driver.acquire("a")[0], "a")
+        assert stopped(driver.ready("a")) == ["a"]
+
+    def test_one_that_waits_for_memory_is_given_up(self) -> None:
+        driver = Short(1, a=model(1, keep_alive=5.0), busy=model(1))
+        lease = driver.leased("busy")
+        driver.tell(ev.Load(1, "a", -1.0))
+        driver.cancel(1, "a")
+        assert stopped(driver.release(lease, "busy")) == []
+        assert not driver.view("a").claimed

@@ -80,6 +80,16 @@ class TestClaims:
         assert driver.tell(ev.Weighed("a", 1, 3 * GIB)) == []
         assert spawned(driver.tell(ev.Weighed("a", 2, GIB))) == ["a"]
 
+    def test_what_is_said_by_the_new_one_counts_and_no_answer_to_an_earlier_question(self) -> None:
+        for late in (ev.Weighed("a", 1, 7 * GIB), ev.Unfit("a", 1, LoadFailed("no such file"))):
+            driver = Reread(2, a=model(memory=None), busy=model(2))
+            driver.leased("busy")
+            driver.acquire("a")
+            driver.reload("a", a=model(1))
+            assert driver.tell(late) == []
+            driver.unload("busy", force=True)
+            assert spawned(driver.gone(model="busy")) == ["a"]
+
     def test_another_priority_gives_another_place(self) -> None:
         driver = Reread(1, a=model(1), b=model(1), busy=model(1))
         driver.leased("busy")
@@ -275,3 +285,155 @@ class TestLoadedByItself:
         assert driver.reload("a", a=model(memory=None)) == []
         assert driver.tell(ev.Weighed("a", 1, GIB)) == []
         assert driver.state("a") == "stopped"
+
+
+class TestMakingRoom:
+    """A model that takes no new work, as another one needs its memory, and is changed meanwhile."""
+
+    def making_room(self, **keys: object) -> tuple[Reread, int, int]:
+        driver = Reread(4, a=model(3, **keys), b=model(3))
+        lease = driver.leased("a")
+        rival, _ = driver.acquire("b")
+        driver.after(16)
+        assert driver.state("a") == "draining"
+        driver.reload("a", a=model(3, concurrency=2, **keys))
+        return driver, lease, rival
+
+    def test_it_goes_though_the_others_leave(self) -> None:
+        driver, lease, rival = self.making_room()
+        driver.cancel(rival, "b")
+        assert driver.state("a") == "draining"
+        assert stopped(driver.release(lease, "a")) == ["a"]
+        assert spawned(driver.gone(model="a")) == []
+
+    def test_who_asks_for_it_gets_the_new_one(self) -> None:
+        driver, lease, rival = self.making_room()
+        ticket, _ = driver.acquire("a")
+        driver.cancel(rival, "b")
+        driver.release(lease, "a")
+        assert spawned(driver.gone(model="a")) == ["a"]
+        assert granted(driver.ready("a")) == [ticket]
+
+    def test_it_goes_after_its_drain_timeout(self) -> None:
+        driver, _, rival = self.making_room()
+        driver.cancel(rival, "b")
+        assert stopped(driver.after(30)) == ["a"]
+
+    def test_what_is_preloaded_is_loaded_again(self) -> None:
+        driver, lease, rival = self.making_room(preload=True)
+        driver.cancel(rival, "b")
+        driver.release(lease, "a")
+        assert spawned(driver.gone(model="a")) == ["a"]
+
+    def test_what_comes_back_comes_back_when_there_is_room(self) -> None:
+        driver, lease, rival = self.making_room(comes_back=True)
+        driver.release(lease, "a")
+        assert spawned(driver.gone(model="a")) == ["b"]
+        driver.ready("b")
+        driver.release(rival, "b")
+        driver.unload("b")
+        assert spawned(driver.gone(model="b")) == ["a"]
+
+    def test_what_was_put_out_by_hand_stays_out(self) -> None:
+        driver, lease, rival = self.making_room(preload=True)
+        driver.unload("a")
+        driver.cancel(rival, "b")
+        driver.release(lease, "a")
+        assert spawned(driver.gone(model="a")) == []
+
+
+class TestPreloads:
+    """A reload brings models that shall be there, and ends others: those wait until these are gone."""
+
+    def test_one_in_the_place_of_another(self) -> None:
+        driver = Reread(4, a=model(3))
+        driver.loaded("a")
+        driver.policies = {}
+        driver.reload(b=model(3, preload=True))
+        assert driver.view("b").claimed
+        assert driver.view("b").wanted
+        assert spawned(driver.gone(model="a")) == ["b"]
+
+    def test_one_that_waits_for_work_to_end(self) -> None:
+        driver = Reread(4, a=model(3))
+        lease = driver.leased("a")
+        driver.policies = {}
+        driver.reload(b=model(3, preload=True))
+        driver.after(10)
+        driver.release(lease, "a")
+        assert spawned(driver.gone(model="a")) == ["b"]
+
+    def test_two_that_change_their_sizes(self) -> None:
+        driver = Reread(8, a=model(4, preload=True), b=model(4, preload=True))
+        driver.loaded("a")
+        driver.loaded("b")
+        driver.reload("a", "b", a=model(5, preload=True), b=model(3, preload=True))
+        found = driver.gone(model="a") + driver.gone(model="b")
+        assert sorted(spawned(found)) == ["a", "b"]
+
+    def test_one_whose_memory_is_shown_later(self) -> None:
+        driver = Reread(8, a=model(5, preload=True))
+        driver.sampled(8)
+        driver.loaded("a")
+        driver.sampled(3, a=5)
+        driver.reload("a", a=model(5.5, preload=True))
+        assert spawned(driver.gone(model="a")) == []
+        assert spawned(driver.sampled(8)) == ["a"]
+
+    def test_one_for_which_those_who_go_are_not_enough_is_not_waited_with(self) -> None:
+        driver = Reread(4, a=model(1), busy=model(2))
+        driver.leased("busy")
+        driver.loaded("a")
+        del driver.policies["a"]
+        found = driver.reload(b=model(3, preload=True))
+        assert any(told.reason.startswith("not loaded: b needs 3.0 GiB") for told in only(found, fx.Noticed))
+        assert not driver.view("b").claimed
+
+    def test_it_gives_way_to_who_is_waited_for(self) -> None:
+        driver = Reread(4, a=model(3), c=model(3))
+        driver.loaded("a")
+        del driver.policies["a"]
+        driver.reload(b=model(3, preload=True))
+        driver.after(5)
+        found = driver.acquire("c")[1]
+        assert any(told.reason.startswith("not loaded: b needs") for told in only(found, fx.Noticed))
+        assert spawned(driver.gone(model="a")) == ["c"]
+        assert not driver.view("b").claimed
+
+    def test_it_is_waited_no_more_where_nobody_goes_after_all(self) -> None:
+        """Who was to make room goes on with its work, as those who needed it have left."""
+        driver = Reread(4, a=model(3), b=model(2))
+        driver.leased("a")
+        rival, _ = driver.acquire("b")
+        driver.after(16)
+        driver.reload(c=model(2, preload=True))
+        assert driver.view("c").claimed
+        driver.cancel(rival, "b")
+        assert driver.state("a") == "ready"
+        assert not driver.view("c").claimed
+
+    def test_nor_where_who_goes_does_not_die(self) -> None:
+        driver = Reread(3, a=model(3))
+        driver.loaded("a")
+        driver.policies = {}
+        driver.reload(b=model(3, preload=True))
+        driver.stuck("a")
+        assert not driver.view("b").claimed
+
+    def test_nor_while_another_is_in_vain_waited_for(self) -> None:
+        driver = Reread(3, a=model(3), x=model(2))
+        driver.leased("a")
+        del driver.policies["a"]
+        driver.reload(c=model(3, preload=True))
+        driver.acquire("x")
+        assert driver.view("c").claimed
+        driver.stuck("a")
+        assert driver.view("x").claimed
+        assert not driver.view("c").claimed
+
+    def test_who_shall_be_there_does_not_keep_others_from_what_is_free(self) -> None:
+        driver = Reread(4, a=model(3), s=model(1))
+        driver.loaded("a")
+        del driver.policies["a"]
+        driver.reload(b=model(3, preload=True))
+        assert spawned(driver.acquire("s")[1]) == ["s"]
