@@ -64,6 +64,7 @@ _OURS = re.compile(r"/mlxsup/(?!testing/).*\.py$")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Point everything that a test or one of its children may write to, or read from, at a folder of this process's own."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else tests under nohup hand on that it is ignored
     root = os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # tmp_path stays where it was
     folder = tempfile.mkdtemp(prefix="mst-", dir=root)  # short: sockets will be made in it
     config.stash[_FOLDER] = folder

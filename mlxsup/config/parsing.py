@@ -26,6 +26,8 @@ Engines = Mapping[str, type[msgspec.Struct]]
 """The kinds of engine, each with the struct of its own keys."""
 
 _TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {"server": ServerSettings, "scheduler": SchedulerSettings}
+_TOO_LARGE: Final = 1 << 63
+"""The least integer that TOML need not have, and with many more digits Python would not print."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _WORDS: Final = {
     "str": "a string",
@@ -229,6 +231,8 @@ class _Reader:
     def _value(self, value: object, annotation: Any, path: str) -> Any:
         inner, metas = unwrapped(annotation)
         origin, arguments = typing.get_origin(inner), typing.get_args(inner)
+        if isinstance(value, int) and not -_TOO_LARGE <= value < _TOO_LARGE:
+            self._bad(path, "a number of more than 64 bits")
         if origin in {Union, types.UnionType}:
             arms = [arm for arm in arguments if arm is not types.NoneType]
             if value is not None and len(arms) == 1:
@@ -237,7 +241,7 @@ class _Reader:
             value = self._all(lambda at: self._value(at[1], arguments[0], f"{path}[{at[0]}]"), enumerate(value))
         elif origin is dict and isinstance(value, Mapping):
             value = dict(self._all(lambda pair: self._pair(pair, arguments, path), value.items()))
-        elif origin is Literal and isinstance(value, str) and value not in arguments:
+        elif origin is Literal and type(value) in map(type, arguments) and value not in arguments:
             self._bad(path, f"expected {' or '.join(map(repr, arguments))}, not {value!r}{_meant(value, arguments)}")
         elif isinstance(inner, type) and issubclass(inner, msgspec.Struct):
             value = self._table(inner, path, value)

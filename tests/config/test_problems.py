@@ -85,9 +85,10 @@ def problems(toml: str) -> list[str]:
         ("[[models]]\nengine = 'imagegen'", "models: expected a table, got a list"),
         ("models.a = ['x']", "models.a: expected a table, got a list"),
         ("models.a = { engine = 'imagegen', path = 'x', priority = 1 }", "models.a.priority: expected a string, got an integer"),
-        (
-            f"models.a = {{ engine = 'imagegen', path = 'x', priority = 0x{'f' * 5000} }}",
-            "models.a.priority: expected a string, got an integer",
+        *(
+            (f"models.a = {{ engine = 'imagegen', path = 'x', {key} = {number} }}", f"models.a.{key}: a number of more than 64 bits")
+            for key in ("priority", "queue", "drain_timeout")
+            for number in (f"0x{'f' * 5000}", 1 << 63, -(1 << 63) - 1)
         ),
         ("server.listen = ['a..b:1']", "server.listen[0]: 'a..b' is no host"),
         *(

@@ -269,6 +269,7 @@ class TestKeys:
         ("keys", "words"),
         [
             ({"quantize": 7}, "models.pic.quantize: expected 3 or 4 or 5 or 6 or 8, not 7"),
+            ({"quantize": 1 << 20_000}, "models.pic.quantize: a number of more than 64 bits"),
             ({"lora_scales": [1.0]}, "models.pic: lora_scales has 1 for 0 lora_paths: one each, or none"),
             ({"lora_paths": ["/a", "/b"], "lora_scales": [1.0]}, "lora_scales has 1 for 2 lora_paths"),
         ],
