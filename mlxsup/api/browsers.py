@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import socket
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -22,11 +23,17 @@ _SHOWN: Final = 100
 _PREFLIGHT_AGE: Final = "600"
 """Seconds for which a browser need not ask again whether a page may use the API."""
 
+_OWN: Final = (".localhost", ".local", ".internal")
+"""Names that no name server of the internet knows, so that nobody can have one and make it mean this machine (RFC 6761, RFC 6762,
+ICANN's resolution of 2024-07-29)."""
+_APPS: Final = ("app://", "tauri://", "vscode-file://", "vscode-webview://")
+"""How origins begin of what is installed on this machine and shows pages of its own."""
+
 _log = logging.getLogger("mlxsup.api")
 
 
 def keep_strangers_out(app: web.Application, settings: ServerSettings) -> None:
-    """Have an application refuse, with 403, web pages that are neither this machine's nor in `origins`.
+    """Have an application refuse, with 403, web pages that are neither this machine's nor in `origins`; those see the answers, too.
 
     A request without `Origin` is no page's, or one that only looks. The `Host` counts on connections of `serving` where only this
     machine can connect: elsewhere name servers and proxies may call the daemon what they like.
@@ -39,9 +46,8 @@ def keep_strangers_out(app: web.Application, settings: ServerSettings) -> None:
 class _Door:
     def __init__(self, settings: ServerSettings) -> None:
         self._origins = frozenset(settings.origins)
-        self._hosts = {parse_listen(address).host.lower() for address in settings.listen} | set(
-            map(_host, self._origins)
-        )
+        listens = (parse_listen(address).host.lower() for address in settings.listen)
+        self._hosts = {*listens, *map(_host, self._origins), socket.gethostname().lower()}
 
     @web.middleware
     async def let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -62,32 +68,31 @@ class _Door:
         return await handler(request)
 
     async def let_read(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Allow a page of a configured origin to see the answer: of its own accord, its browser shows it none."""
+        """Allow a page that may ask to see the answer: of its own accord, its browser shows it none."""
         origin = _origin(request)
         if self._is_invited(origin):
             response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
             response.headers[hdrs.VARY] = hdrs.ORIGIN
 
     def _is_invited(self, origin: str) -> bool:
-        return bool(origin) and (origin in self._origins or "*" in self._origins)
+        return bool(origin) and (origin in self._origins or "*" in self._origins or _is_local(origin))
 
     def _refusal(self, request: web.Request) -> Forbidden | None:
         if "*" in self._origins:
             return None
         host = _host(f"//{request.headers.get(hdrs.HOST, '')}")
         inside = isinstance(request.protocol, Connection) and request.protocol.is_loopback
-        if inside and host and host not in self._hosts and not _is_address(host) and not _is_this_machine(host):
+        if inside and host and not (host in self._hosts or _is_address(host) or _is_own_name(host)):
             name = host[:_SHOWN]
             return Forbidden(
                 f"{name!r} is no name of this machine; ask for localhost, or, where a proxy or a name server calls it so, "
                 f'add "http://{name}" to server.origins'
             )
         origin = _origin(request)
-        if not origin or origin in self._origins or request.headers.get("Sec-Fetch-Site") == "same-origin":
-            return None  # a proxy may have put another Host in its place; no page can write a Sec- header
-        page = _host(origin)
-        if page and (page == host or _is_this_machine(page)):
+        if not origin or self._is_invited(origin) or (host and _host(origin) == host):
             return None
+        if request.headers.get("Sec-Fetch-Site") == "same-origin":
+            return None  # a proxy has put another Host in its place; no page can write a Sec- header
         return Forbidden(f"web pages of {origin[:_SHOWN]!r} may not use this API; server.origins lists those that may")
 
 
@@ -103,9 +108,19 @@ def _host(url: str) -> str:
         return url
 
 
-def _is_this_machine(host: str) -> bool:
-    name = host == "localhost" or host.endswith(".localhost")
-    return name or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+def _is_local(origin: str) -> bool:
+    """Tell whether a page comes from this machine."""
+    host = _host(origin)
+    return (
+        origin.startswith(_APPS)
+        or host == "localhost"
+        or host.endswith(".localhost")
+        or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+    )
+
+
+def _is_own_name(host: str) -> bool:
+    return host == "localhost" or host.endswith(_OWN)
 
 
 def _is_address(host: str) -> bool:
