@@ -149,14 +149,14 @@ def _alone(lock: Path) -> Iterator[None]:
     try:
         give_up_at = time.monotonic() + LOCK_WAIT
         with suppress(OSError):  # a file system that knows no locks
-            while not _is_locked(handle) and time.monotonic() < give_up_at:
+            while not _takes(handle) and time.monotonic() < give_up_at:
                 time.sleep(0.01)
         yield
     finally:
         os.close(handle)
 
 
-def _is_locked(handle: int) -> bool:
+def _takes(handle: int) -> bool:
     """Take the lock unless another has it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -209,6 +209,7 @@ class Machine:
 
         Raises:
             OSError, psutil.Error: the system does not tell just now.
+            NoThreadError: there are no more threads.
         """
         now = time.monotonic()
         if overdue := self._observer.overdue(runners.values(), now, thorough=thorough):

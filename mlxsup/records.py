@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from mlxsup.forks import Owner
 from mlxsup.runners import marks, procfs
 from mlxsup.runners.socketfolder import FOLDER_PREFIX
 from mlxsup.statefiles import replace_file
@@ -62,7 +63,7 @@ class Records:
         self._lock: int | None = None
         self._failed = False
         self._closed = False
-        self._owner = os.getpid()
+        self._owner = Owner()
         self._one_at_a_time = threading.Lock()
 
     def open(self) -> bool:
@@ -75,7 +76,7 @@ class Records:
         `folder` is where the sockets are if that has changed.
         """
         with self._one_at_a_time:
-            if self._closed or not self._is_ours:
+            if self._closed or not self._owner.is_here:
                 return True
             try:
                 if self._lock is None:
@@ -96,14 +97,9 @@ class Records:
         """Remove the folder; nothing is left to find."""
         with self._one_at_a_time:
             self._closed = True
-            if self._lock is not None and self._is_ours:
+            if self._lock is not None and self._owner.is_here:
                 _remove(self._home, _IN_HOME)
             self._release()
-
-    @property
-    def _is_ours(self) -> bool:
-        """Whether this is not a child that the program has forked."""
-        return os.getpid() == self._owner
 
     def _take_home(self) -> int:
         self._home.mkdir(parents=True, mode=0o700, exist_ok=True)

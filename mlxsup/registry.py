@@ -34,6 +34,7 @@ from mlxsup.runners.runner import Notice, Runner, RunnerFailing, RunnerGone, Run
 from mlxsup.scheduling import effects as fx
 from mlxsup.scheduling import events as ev
 from mlxsup.scheduling.scheduler import Scheduler
+from mlxsup.shortages import NoThreadError
 from mlxsup.statefiles import state_directory
 from mlxsup.threads import in_thread
 from mlxsup.weighing import Scales
@@ -254,7 +255,7 @@ class Registry:
             self._groups_changed.clear()
             groups = [Group(pgid, started) for pgid, started in self._guard.groups.items()]
             written = False
-            with suppress(RuntimeError):  # no more threads, for now
+            with suppress(NoThreadError):
                 written = await in_thread(self._records.write, groups, str(self._guard.folder))
                 await in_thread(self._learnt.write)
             if not written:
@@ -286,7 +287,7 @@ class Registry:
             try:
                 seen = await self._machine.look(watched, thorough=thorough, all_cards=expectant)
             except Exception as error:  # no descriptors, no threads, or a fault of ours: the next look may succeed
-                ours = not isinstance(error, (OSError, RuntimeError, psutil.Error))
+                ours = not isinstance(error, (OSError, NoThreadError, psutil.Error))
                 log.warning("could not look at what is free and used: %s", error, exc_info=ours)
                 return
         for name, sight in seen.sights.items():

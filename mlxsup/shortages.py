@@ -12,9 +12,13 @@ _WORDS = {
 }
 
 
+class NoThreadError(RuntimeError):
+    """There is no thread to be had, which Python says by an error that means anything."""
+
+
 def is_shortage(error: BaseException) -> bool:
     """Tell whether an error says only that we are out of something: nothing about whom we asked."""
-    return isinstance(error, OSError) and error.errno in _WORDS
+    return isinstance(error, NoThreadError) or (isinstance(error, OSError) and error.errno in _WORDS)
 
 
 def describe_shortage(error: BaseException) -> str:

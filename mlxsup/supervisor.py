@@ -20,6 +20,7 @@ from mlxsup._version import __version__
 from mlxsup.completion import Completion, as_request
 from mlxsup.config import Settings
 from mlxsup.engines import ENGINES, KEYS
+from mlxsup.forks import Owner
 from mlxsup.protocol import CompletionRequest
 from mlxsup.report import Event, RunnerReport, Status
 from mlxsup.terms import Span
@@ -90,10 +91,12 @@ class Supervisor:
         """
         running = self._entered()
         try:
-            if running.pid == os.getpid():
+            if running.owner.is_here:
                 await running.finish()
             else:
-                log.warning("a child that was forked out of the event loop of %d must end by os._exit()", running.pid)
+                log.warning(
+                    "a child that was forked out of the event loop of %d must end by os._exit()", running.owner.pid
+                )
         finally:
             self._running = None
 
@@ -282,7 +285,7 @@ class _Running:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self.pid = os.getpid()
+        self.owner = Owner()
         self.started = time.time()
         self._ready = asyncio.Event()
         self._task = asyncio.create_task(registry.run(self._ready), name="mlxsup owner")

@@ -1,7 +1,7 @@
 """Work that blocks, each piece in a thread of its own.
 
 The loop's own pool is the program's: where it has filled that with work, ours would wait for it. A thread of our own is a daemon:
-a disk that hangs keeps nothing from ending. None is kept for later, so a child that the program forks misses none.
+a disk that hangs does not keep the process from ending. None is kept for later, so a child that the program forks misses none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar, TypeVarTuple
 
+from mlxsup.shortages import NoThreadError
+
 T = TypeVar("T")
 V = TypeVar("V")
 Ts = TypeVarTuple("Ts")
@@ -22,12 +24,16 @@ def begin(work: Callable[[*Ts], T], *args: *Ts, name: str = "") -> asyncio.Futur
     """Begin `work` in a thread, with the context of who asks for it; whoever cancels the future leaves it running.
 
     Raises:
-        RuntimeError: there is no thread to be had; nothing was begun.
+        NoThreadError: nothing was begun.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     arguments = (loop, future, contextvars.copy_context(), work, args)
-    threading.Thread(target=_run, args=arguments, name=name or f"mlxsup {_name(work)}", daemon=True).start()
+    thread = threading.Thread(target=_run, args=arguments, name=name or f"mlxsup {_name(work)}", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise NoThreadError(str(error)) from error
     return future
 
 
@@ -35,7 +41,7 @@ async def in_thread(work: Callable[[*Ts], T], *args: *Ts) -> T:
     """Return what `work` returns, or raise what it raises; if this is cancelled, the work goes on.
 
     Raises:
-        RuntimeError: there is no thread to be had; nothing was begun.
+        NoThreadError: nothing was begun.
     """
     return await begin(work, *args)
 
@@ -44,7 +50,7 @@ async def in_thread_or_here(work: Callable[[*Ts], T], *args: *Ts) -> T:
     """As `in_thread`, for what must be done: where there is no thread to be had, the loop waits for it."""
     try:
         begun = begin(work, *args)
-    except RuntimeError:
+    except NoThreadError:
         return work(*args)
     return await begun
 

@@ -15,6 +15,7 @@ from mlxsup import threads
 from mlxsup.config import ModelSettings
 from mlxsup.errors import LoadFailed, LoadTimeout, MlxsupError, ResourceExhausted
 from mlxsup.machine import Weighed
+from mlxsup.shortages import NoThreadError
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Scales:
             return found
         try:
             reading = _Reading(model, self._weigh)
-        except RuntimeError as error:  # no more threads
+        except NoThreadError as error:
             raise ResourceExhausted.of(f"cannot look at the files of {name}", error, model=name) from error
         reading.outcome.add_done_callback(lambda _: self._forget(name, reading))
         self._readings[name] = reading

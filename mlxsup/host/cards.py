@@ -34,7 +34,7 @@ class Cards:
         """Return the figures of these cards, without those for which the driver does not answer; two seconds at most.
 
         Raises:
-            RuntimeError: there are no more threads.
+            NoThreadError: there are no more threads.
         """
         self._take_answer()  # it may have come too late for the look that asked
         if self._asked is None:

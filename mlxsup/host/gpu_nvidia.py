@@ -94,7 +94,11 @@ def find(*, root: Path = Path("/"), load: Load | None = None, environ: Mapping[s
     variables = os.environ if environ is None else environ
 
     def ask() -> None:
-        found.append(_find(load, variables))
+        try:
+            found.append(_find(load, variables))
+        except Exception as error:
+            log.exception("unexpected failure while looking for NVIDIA cards")
+            found.append(Found(reasons=(f"no NVIDIA cards: {error!r}",)))
 
     asking = threading.Thread(target=ask, name="mlxsup find cards", daemon=True)
     asking.start()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mlxsup
 from mlxsup.errors import MlxsupError, ResourceExhausted
+from mlxsup.forks import Owner
 from mlxsup.runners import procfs, spawning
 from mlxsup.runners.liveness import until_next
 from mlxsup.runners.output import OutputRecord, Stream
@@ -30,6 +31,8 @@ MIN_LIFE = 1.0
 TRY_AGAIN = 1.0
 """Seconds between two tries to start one."""
 PING_EVERY = 5.0
+LAST_LIMIT = 10.0
+"""Seconds for each piece of work at the end: a disk that hangs must not keep a program in its `async with`."""
 SILENT_PINGS = 2
 """A sentinel that is silent after this many pings in a row is stopped or hangs, and is replaced."""
 
@@ -51,7 +54,7 @@ class Guard:
         """
         spawning.warn_of_lost_ends()
         self.mark = secrets.token_hex(8)
-        self._owner = os.getpid()
+        self._owner = Owner()
         self._folder = SocketFolder()
         self._on_change = on_change
         self._groups: dict[int, str] = {}
@@ -116,7 +119,7 @@ class Guard:
 
         In a child that the program has forked nothing is done: all of this is the parent's.
         """
-        if not self._is_ours:
+        if not self._owner.is_here:
             return
         self._tell("bye")
         self._drop_pipe()
@@ -127,13 +130,13 @@ class Guard:
             watcher = asyncio.create_task(self._sentinel.watch(), name="mlxsup sentinel")
             await self._sentinel.stop(signal.SIGCONT, grace=1.0)  # it ends by itself; a stopped one is helped along
             await watcher
-        await in_thread_or_here(partial(shutil.rmtree, ignore_errors=True), self.folder)
-        for work in last:
-            await in_thread_or_here(work)
-
-    @property
-    def _is_ours(self) -> bool:
-        return os.getpid() == self._owner
+        works: tuple[Callable[[], object], ...] = (partial(shutil.rmtree, self.folder, ignore_errors=True), *last)
+        for work in works:
+            try:
+                async with asyncio.timeout(LAST_LIMIT):
+                    await in_thread_or_here(work)
+            except TimeoutError:
+                log.warning("a disk hangs, so something is left behind in %s or among the state files", self.folder)
 
     async def _start(self) -> Process:
         self._drop_pipe()
@@ -212,7 +215,7 @@ class Guard:
 
     def _tell(self, order: str) -> None:
         """Send an order; what a sentinel that does not read leaves no room for is sent later, in its turn."""
-        if self._pipe is not None and self._is_ours:
+        if self._pipe is not None and self._owner.is_here:
             self._unsent += f"{order}\n".encode()
             self._send()
 

@@ -23,6 +23,7 @@ import anyio
 import msgspec
 
 from mlxsup.errors import MlxsupError
+from mlxsup.forks import Owner
 from mlxsup.runners import marks, procfs, spawning
 from mlxsup.runners.output import STREAMS, Cause, OutputRecord, Stream, shown
 from mlxsup.runners.pipes import connect_reader
@@ -121,7 +122,7 @@ class Process:
 
     def __init__(self, child: asyncio.subprocess.Process, mark: str, output: OutputRecord) -> None:
         self._child = child
-        self._parent = os.getpid()
+        self._owner = Owner()
         self.pid = child.pid
         self.mark = mark
         self.output = output
@@ -208,7 +209,7 @@ class Process:
     @property
     def is_ours(self) -> bool:
         """Whether this is the program that started it, and not a child that the program has forked."""
-        return os.getpid() == self._parent
+        return self._owner.is_here
 
     @property
     def exited(self) -> ExitRecord | None:

@@ -19,7 +19,7 @@ from mlxsup.runners.pipes import connect_reader
 from mlxsup.runners.probe import Probe
 from mlxsup.runners.process import Process
 from mlxsup.shortages import describe_shortage
-from mlxsup.threads import in_thread
+from mlxsup.threads import in_thread_or_here
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Readiness:
     async def _look_for_owner(self) -> Owner | None:
         """Return who listens, None when that cannot be seen now; the next look may succeed."""
         try:
-            return await in_thread(owner, self._address, self._process.pid, self._process.mark)
+            return await in_thread_or_here(owner, self._address, self._process.pid, self._process.mark)
         except OSError as error:
             self.detail = f"cannot look who listens on {self._address}: {describe_shortage(error)}"
             return None
@@ -184,7 +184,7 @@ class Readiness:
             return True
         if now - self._looked >= min(1.0, self._load_timeout / 4):
             self._looked = now
-            resident = await in_thread(footprint.measure, self._process.pid)
+            resident = await in_thread_or_here(footprint.measure, self._process.pid)
             if resident > self._resident + GROWTH:
                 self._resident = resident
                 self._moved = now

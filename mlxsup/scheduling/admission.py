@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
@@ -220,7 +219,7 @@ class Admission:
             lambda name: accounts[name].reach,
             lambda name: accounts[name].utmost,
             lambda name: _largest(accounts[name]),
-            lambda _: sys.maxsize,
+            lambda _: book.need,
         )
         for there, more in itertools.pairwise(rooms):
             left = [

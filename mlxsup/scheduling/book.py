@@ -112,6 +112,8 @@ class Claim:
         self.reason = reason
         self.gentle = gentle
         """Nobody waits for it, so nobody goes for it."""
+        self.wished = False
+        """Whether it was gentle before somebody asked for the model, and will be again when they leave."""
         self.weighed = weighed
         """Whether its need is known."""
         self.turn = 1

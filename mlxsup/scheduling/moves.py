@@ -71,6 +71,7 @@ class Moves:
         """See to it that the model will be ready, unless it is on its way up, or on its way down first."""
         if book.live or self.closing:
             return
+        wished = book.claim is not None
         if book.claim is not None:
             if book.claim.gentle and not gentle:
                 self._drop_claim(book)  # now somebody waits for it: it has another rank, and may cost
@@ -83,6 +84,7 @@ class Moves:
             return
         rank = book.first_rank(self._now)
         book.claim = Claim(rank, reason, gentle=gentle, weighed=False)
+        book.claim.wished = wished
         bisect.insort(self._claims, book.claim.place(book.name))
         if not (gentle and book.policy.memory is not None):
             self._timers.set("patience", book.name, self._now + self._limits.patience)
@@ -111,8 +113,11 @@ class Moves:
         """Where the last who waited has left, nothing is done for it any more; a load under way goes on."""
         if book.waiting or book.loading or book.policy.pinned:
             return
-        if book.claim is not None and not book.claim.gentle:
+        claim = book.claim
+        if claim is not None and not claim.gentle:
             self._drop_claim(book)
+            if claim.wished and book.policy.preload:
+                self._want(book, "preloaded", gentle=True)
         if book.state == "backoff" and book.name not in self._returning:
             self._timers.set("retry", book.name, None)
             self._change(book, "failed", "nobody waits for it any more")
@@ -140,6 +145,8 @@ class Moves:
                 continue  # one that shall be loaded before it is still being weighed
             claim.seen = True
             plan = self._admission.plan(book, self._now, held, gentle=claim.gentle, impatient=claim.impatient)
+            if claim.turn == 2 and plan.verdict == "fits" and self._is_asked_for():
+                continue  # what comes free is theirs who wait
             self._follow(book, claim, plan, held)
             if plan.verdict == "blocked":
                 too_much[kind] = min(book.need, too_much.get(kind, book.need))
@@ -150,6 +157,11 @@ class Moves:
             self._timers.set("look", "", self._now + self._limits.look)
         self._spare(held)
         self._bring_back()
+
+    def _is_asked_for(self) -> bool:
+        """Tell whether anybody waits for memory."""
+        claims = (self._books[name].claim for _, _, name in self._claims)
+        return any(claim is not None and not claim.gentle for claim in claims)
 
     def _follow(self, book: Book, claim: Claim, plan: Plan, held: dict[str, int]) -> None:
         """Do as the plan says; what the model has a right to from now on is added to `held`."""
@@ -232,7 +244,7 @@ class Moves:
         for name in sorted(self._returning, key=lambda name: -HEAD_START[self._books[name].policy.priority]):
             book = self._books[name]
             pinned = book.policy.pinned
-            if book.claim is not None or (self._claims and not pinned):
+            if book.claim is not None or (not pinned and self._claims and self._claims[0][0] < 2):
                 continue
             wait_until = max(book.again.retry_at, book.breaker.retry_at)
             if wait_until > self._now:

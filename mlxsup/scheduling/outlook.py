@@ -99,7 +99,7 @@ class Outlook(Wishes, ABC):
     def _endures(self, book: Book, claim: Claim, error: MlxsupError, ready: Mapping[str, str]) -> str:
         """Say what becomes of a claim on memory that other programs hold, if they keep it."""
         end = claim.short_until
-        if end is None or not self._admission.makes_do(book):
+        if end is None or end <= self._now or not self._admission.makes_do(book):
             return f"queued for a moment, then refused: {error.message}"
         wait, effects = end - self._now, list[fx.Effect]()
         while claim.short_until is not None and (due := self.wake_at()) is not None and due <= end:

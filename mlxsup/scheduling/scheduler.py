@@ -316,6 +316,8 @@ class Scheduler(Outlook):
             book = self._books.get(name)
             if kind in ("residency", "shortage", "return"):
                 self._reconsider = True
+                if kind == "shortage" and book is not None and book.claim is not None:
+                    book.claim.seen = False  # it is looked at, even behind one that asks for less in vain
             elif book is None:
                 continue
             elif kind == "expires":

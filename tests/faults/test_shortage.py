@@ -228,6 +228,32 @@ async def test_no_threads_left_end_nobody(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.may_block("there is no thread to do it in")
+async def test_no_threads_left_end_no_load_and_are_no_fault_of_one_that_cannot_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = 0
+
+    def start(_: threading.Thread) -> None:
+        nonlocal tried
+        tried += 1
+        raise RuntimeError("can't start new thread")
+
+    async with Gate() as gate, supervisor(m=fake_runner(f"gate@loading={gate.path}"), n=fake_runner()) as sup:
+        load = asyncio.create_task(sup.load("m"))
+        arrival = await gate.arrival()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            with pytest.raises(ResourceExhausted, match="can't start new thread"):
+                await sup.load("n")
+            before = tried
+            await until(lambda: tried > before + 1)
+            assert report(sup).state == "starting"
+            arrival.go()
+            await load
+        await sup.load("n")
+
+
+@pytest.mark.may_block("there is no thread to do it in")
 async def test_no_threads_left_keep_nothing_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -244,6 +244,15 @@ def test_numbers_that_cuda_may_count_in_another_order_are_a_warning(
     assert ("name them by their UUIDs" in caplog.text) == warned
 
 
+def test_a_library_that_is_broken_is_a_reason(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load() -> gpu_nvidia.Library:
+        raise ValueError("this is no library")
+
+    assert find(root=root, load=load) == Found(reasons=("no NVIDIA cards: ValueError('this is no library')",))
+    (said,) = caplog.records
+    assert said.exc_info
+
+
 def test_a_driver_that_hangs_when_it_is_asked_first_is_a_reason(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_nvidia, "FIND_LIMIT", 0.1)
     gate = threading.Event()

@@ -11,6 +11,7 @@ import signal
 import stat
 import sys
 import termios
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -272,6 +273,21 @@ class TestClose:
             with anyio.fail_after(LIMIT):
                 await guard.close()
             assert sentinels() == []
+
+
+async def test_a_disk_that_hangs_at_the_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(guard_module, "LAST_LIMIT", 0.1)
+    hangs, done = threading.Event(), threading.Event()
+    async with guarding() as guard:
+        await guard.ready()
+        with anyio.fail_after(LIMIT):
+            await guard.close(hangs.wait, done.set)
+        assert done.is_set()
+        assert [record.message for record in caplog.records if "a disk hangs" in record.message]
+    hangs.set()
+    await until(lambda: not [one for one in threading.enumerate() if "Event.wait" in one.name])
 
 
 async def test_it_notes_which_groups_are_watched() -> None:

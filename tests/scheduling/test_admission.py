@@ -10,7 +10,7 @@ from mlxsup.scheduling.eviction import choose
 from mlxsup.scheduling.ledger import Device
 from mlxsup.scheduling.scheduler import Limits
 
-from .driving import GIB, Short, changes, model, only, rejected, spawned, stopped
+from .driving import GIB, UNLIMITED, Short, changes, model, only, rejected, spawned, stopped
 
 
 def cards(*gib: float) -> tuple[Device, ...]:
@@ -401,3 +401,11 @@ class TestRefusals:
         (reject,) = only(driver.acquire("b")[1], fx.Reject)
         assert reject.error.message == "max_loaded is 1, and all that are loaded are pinned"
         assert reject.error.details == {"max_loaded": 1, "model": "b"}
+
+
+def test_what_no_machine_has_is_refused_like_anything_that_is_too_large() -> None:
+    driver = Short(4, UNLIMITED, (), m=model(1 << 40))
+    assert "but only 4.0 GiB are available" in driver.explained("m")
+    _, found = driver.acquire("m")
+    (refusal,) = only(found, fx.Reject)
+    assert (refusal.error.code, refusal.error.details["permanent"]) == ("does_not_fit", True)

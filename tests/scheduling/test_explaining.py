@@ -294,3 +294,19 @@ class TestWords:
         assert [each.reason for each in only(found, fx.Noticed)] == ["file Y is garbage"]
         driver.acquire("a")
         assert only(driver.tell(ev.Unfit("a", 3, LoadFailed("file Y is garbage"))), fx.Noticed) == []
+
+
+def test_one_whose_shortage_ends_behind_another_that_waits_in_vain_makes_do() -> None:
+    """What a shorter patience ends is looked at, though there is no memory for one before it that asks for less."""
+    policies = {"x": model(4), "a": model(7), "b": model(memory=None)}
+    driver = Short(10, Limits(), (), **policies)
+    driver.leased("x")
+    driver.sampled(6, x=4)
+    driver.acquire("a")
+    driver.acquire("b")
+    driver.tell(ev.Weighed("b", 1, 9 * GIB, 0.0, 5 * GIB))
+    driver.sampled(4, x=4)  # other programs took the rest
+    devices = (Device(name="cpu", total=10 * GIB),)
+    driver.tell(ev.Reconfigure(policies=policies, queue=100, limits=Limits(patience=1.0), devices=devices))
+    driver.after(1.1)
+    assert "b needs 7.6 GiB" in driver.explained("b")

@@ -437,3 +437,46 @@ class TestPreloads:
         del driver.policies["a"]
         driver.reload(b=model(3, preload=True))
         assert spawned(driver.acquire("s")[1]) == ["s"]
+
+    def test_it_is_not_before_who_waits_for_more_than_comes_free(self) -> None:
+        driver = Reread(10, x=model(4), y=model(4), big=model(8))
+        leaving, staying = driver.leased("x"), driver.leased("y")
+        driver.unload("x")
+        driver.reload(b=model(4, preload=True))
+        driver.acquire("big")
+        driver.release(leaving, "x")
+        assert spawned(driver.gone(model="x")) == []
+        driver.release(staying, "y")
+        assert spawned(driver.gone(model="y")) == ["big"]
+
+    def test_it_is_wished_for_still_when_who_asked_for_it_has_left(self) -> None:
+        driver = Reread(10, x=model(8))
+        lease = driver.leased("x")
+        driver.unload("x")
+        driver.reload(b=model(6, preload=True))
+        ticket, _ = driver.acquire("b")
+        driver.cancel(ticket, "b")
+        driver.release(lease, "x")
+        assert spawned(driver.gone(model="x")) == ["b"]
+
+    def test_nobody_wishes_for_one_that_is_unloaded(self) -> None:
+        driver = Reread(10, x=model(8))
+        driver.leased("x")
+        driver.unload("x")
+        driver.reload(b=model(6, preload=True))
+        ticket, _ = driver.acquire("b")
+        driver.unload("b")
+        driver.cancel(ticket, "b")
+        assert not driver.view("b").claimed
+
+    def test_it_does_not_keep_away_who_returns_beside_it(self) -> None:
+        driver = Reread(10, x=model(8, drain_timeout=600), r=model(1, comes_back=True))
+        driver.loaded("r")
+        driver.leased("x")
+        driver.unload("x")
+        driver.sampled(-1, x=8)
+        driver.gone(model="r")
+        driver.reload(b=model(6, preload=True))
+        driver.sampled(2, x=8)
+        assert driver.view("b").claimed
+        assert spawned(driver.after(60)) == ["r"]
