@@ -104,7 +104,7 @@ def refuse_unread(limit: int) -> Callable[[web.Request], Awaitable[web.StreamRes
 
 def _refuse_head(request: web.Request, limit: int) -> None:
     packed = request.headers.get(hdrs.CONTENT_ENCODING, "identity").strip().lower()
-    if packed not in {"", "identity"}:
+    if packed not in {"", "identity", "utf-8", "utf8"}:  # the last are charsets, which some put in the wrong header
         raise _Packed("the body must be sent as it is, without Content-Encoding")
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import re
 import socket
 from typing import Final
 from urllib.parse import urlsplit
@@ -24,8 +25,9 @@ _PREFLIGHT_AGE: Final = "600"
 """Seconds for which a browser need not ask again whether a page may use the API."""
 
 _OWN: Final = (".localhost", ".local", ".internal")
-"""Names that no name server of the internet knows, so that nobody can have one and make it mean this machine (RFC 6761, RFC 6762,
-ICANN's resolution of 2024-07-29)."""
+"""Names that no name server of the internet knows: only one's own network can make them mean this machine (RFC 6761, RFC 6762,
+ICANN's resolution of 2024-07-29). The same goes for names without a dot, as a proxy in front has them."""
+_DOTLESS = re.compile(r"[a-z0-9_-]+")
 _APPS: Final = ("app://", "tauri://", "vscode-file://", "vscode-webview://")
 """How origins begin of what is installed on this machine and shows pages of its own."""
 
@@ -56,7 +58,7 @@ class _Door:
             _log.info(refusal.message, extra={"code": refusal.code, "request_id": request_id(request)})
             return error_response(request, refusal)
         asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_METHOD)
-        if request.method == hdrs.METH_OPTIONS and asked and self._is_invited(_origin(request)):
+        if request.method == hdrs.METH_OPTIONS and asked and self._is_invited(request):
             return web.Response(
                 status=204,
                 headers={
@@ -69,18 +71,20 @@ class _Door:
 
     async def let_read(self, request: web.Request, response: web.StreamResponse) -> None:
         """Allow a page that may ask to see the answer: of its own accord, its browser shows it none."""
-        origin = _origin(request)
-        if self._is_invited(origin):
-            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+        if response.status != Forbidden.default_status and self._is_invited(request):
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = _origin(request)
             response.headers[hdrs.VARY] = hdrs.ORIGIN
 
-    def _is_invited(self, origin: str) -> bool:
-        return bool(origin) and (origin in self._origins or "*" in self._origins or _is_local(origin))
+    def _is_invited(self, request: web.Request) -> bool:
+        """Tell whether it is the request of a page that may ask: of a configured one, of this machine's or of the same host's."""
+        origin, host = _origin(request), _named(request)
+        known = origin in self._origins or "*" in self._origins or _is_local(origin)
+        return bool(origin) and (known or (bool(host) and _host(origin) == host))
 
     def _refusal(self, request: web.Request) -> Forbidden | None:
         if "*" in self._origins:
             return None
-        host = _host(f"//{request.headers.get(hdrs.HOST, '')}")
+        host = _named(request)
         inside = isinstance(request.protocol, Connection) and request.protocol.is_loopback
         if inside and host and not (host in self._hosts or _is_address(host) or _is_own_name(host)):
             name = host[:_SHOWN]
@@ -89,7 +93,7 @@ class _Door:
                 f'add "http://{name}" to server.origins'
             )
         origin = _origin(request)
-        if not origin or self._is_invited(origin) or (host and _host(origin) == host):
+        if not origin or self._is_invited(request):
             return None
         if request.headers.get("Sec-Fetch-Site") == "same-origin":
             return None  # a proxy has put another Host in its place; no page can write a Sec- header
@@ -98,6 +102,11 @@ class _Door:
 
 def _origin(request: web.Request) -> str:
     return request.headers.get(hdrs.ORIGIN, "").lower()
+
+
+def _named(request: web.Request) -> str:
+    """Return what the client calls this machine."""
+    return _host(f"//{request.headers.get(hdrs.HOST, '')}")
 
 
 def _host(url: str) -> str:
@@ -120,7 +129,7 @@ def _is_local(origin: str) -> bool:
 
 
 def _is_own_name(host: str) -> bool:
-    return host == "localhost" or host.endswith(_OWN)
+    return host.endswith(_OWN) or host == "localhost.localdomain" or _DOTLESS.fullmatch(host) is not None
 
 
 def _is_address(host: str) -> bool:

@@ -139,7 +139,7 @@ def _beside(place: Path) -> tuple[int, str]:
 def _kept_elsewhere(picture: bytes, suffix: str) -> str:
     """Write the picture to the folder for temporary files; return its path, "" where that does not take it either."""
     with contextlib.suppress(OSError):
-        descriptor, name = tempfile.mkstemp(prefix="mlxsup-", suffix=suffix)
+        descriptor, name = tempfile.mkstemp(prefix="mlxsup-", suffix=suffix[:10])
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(picture)

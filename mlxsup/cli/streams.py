@@ -34,7 +34,7 @@ def make_usable() -> None:
 
 def json_line(found: object) -> str:
     """Return a line of JSON for stdout, in ASCII: any name and any text, whatever the stream's encoding."""
-    return json.dumps(msgspec.to_builtins(found), separators=(",", ":")) + "\n"
+    return json.dumps(msgspec.to_builtins(found), separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def give_up_stdout() -> None:

@@ -1,7 +1,7 @@
 """The configuration: what can be set, read from TOML and the MLXSUP_* variables; nobody else reads either.
 
-`read` finds and reads the file, `reread` reads it once more, `parse` does the same for plain tables, `schema`, `example` and `show` describe. The kinds of
-engine are handed in, so that this room knows none of them.
+`read` finds and reads the file, `reread` reads it once more, `parse` does the same for plain tables, `schema`, `example` and
+`show` describe. The kinds of engine are handed in, so that this room knows none of them.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ Engines = Mapping[str, type[msgspec.Struct]]
 
 _TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {"server": ServerSettings, "scheduler": SchedulerSettings}
 _TOO_LARGE: Final = 1 << 63
-"""The least integer that TOML need not have, and with many more digits Python would not print."""
+"""The first integer beyond the 64 bits of TOML."""
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _WORDS: Final = {
     "str": "a string",

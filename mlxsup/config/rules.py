@@ -74,15 +74,15 @@ def listen_address(text: str) -> str:
 
 def web_origin(text: str) -> str:
     """Check an origin of web pages, and return it as browsers write it."""
-    if text in {"*", "null"}:
+    if text in {"*", "null", "file://"}:
         return text
-    parts = urlsplit(text)
-    if (
-        not parts.scheme
-        or not parts.hostname
-        or "@" in parts.netloc
-        or parts._replace(scheme="", netloc="").geturl() not in {"", "/"}
-    ):
+    try:
+        parts = urlsplit(text)
+        whole = parts.scheme and parts.hostname and parts.port != 0
+    except ValueError:  # of its brackets or its port
+        parts, whole = urlsplit(""), None
+    rest = parts._replace(scheme="", netloc="").geturl()
+    if not whole or "@" in text or "*" in text or not text.isascii() or rest not in {"", "/"}:
         raise ValueError(f'expected an origin such as "https://ai.example.com", or "*" for all, not {text!r}')
     usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
     return f"{parts.scheme}://{parts.netloc.lower().removesuffix(usual)}"

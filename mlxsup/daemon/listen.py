@@ -57,7 +57,10 @@ async def listening(addresses: Iterable[str]) -> AsyncIterator[list[socket.socke
                 else:
                     sockets += await in_thread(_open_tcp, address, sockets, stack)
             except _Taken:
-                if address.host in WILDCARDS and any(_port(sock) == address.port for sock in sockets):
+                family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+                if address.host in WILDCARDS and any(
+                    sock.family == family and _port(sock) == address.port for sock in sockets
+                ):
                     why = "another address of the list is a part of it"
                     raise ConfigError(f"server.listen: cannot listen on {written(address)}: {why}") from None
                 raise await _conflict(address) from None

@@ -7,8 +7,12 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from typing import Final
 
 OnSignal = Callable[[signal.Signals, int], None]
+
+LEAVING: Final = 0.5
+"""Seconds within which a terminal is gone whose shell says that it leaves."""
 
 
 @contextlib.contextmanager
@@ -43,7 +47,8 @@ def captured(on_signal: OnSignal) -> Iterator[None]:
 def hangups(terminal_gone: Callable[[], None]) -> Iterator[asyncio.Event]:
     """Return an event that is set at each SIGHUP; one that is ignored, as under nohup, stays so. Only for the main thread.
 
-    One that comes because our terminal was closed calls `terminal_gone` instead: whoever started us there has left.
+    One that comes because our terminal is closed calls `terminal_gone` instead: whoever started us there has left. Of a shell that
+    leaves it comes a moment before that.
     """
     loop, heard = asyncio.get_running_loop(), asyncio.Event()
     before = signal.getsignal(signal.SIGHUP)
@@ -52,9 +57,15 @@ def hangups(terminal_gone: Callable[[], None]) -> Iterator[asyncio.Event]:
         return
     terminals = [descriptor for descriptor in (0, 2) if os.isatty(descriptor)]
 
-    def received() -> None:
-        if terminals and not any(map(os.isatty, terminals)):
+    def decide() -> None:
+        if any(map(os.isatty, terminals)):
+            heard.set()
+        else:
             terminal_gone()
+
+    def received() -> None:
+        if terminals:
+            loop.call_later(LEAVING, decide)
         else:
             heard.set()
 

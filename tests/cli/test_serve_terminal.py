@@ -86,6 +86,15 @@ async def test_closing_the_terminal_ends_the_daemon_in_order_and_its_runners(tmp
         assert not any(alive(pid) for pid in runners)
 
 
+async def test_a_hangup_of_a_shell_that_leaves_the_terminal_is_no_reload(tmp_path: Path) -> None:
+    async with _serving_on_terminal(write_config(tmp_path, {"m": fake_runner()})) as window:
+        await window.shows("serves on")
+        window.process.send_signal(signal.SIGHUP)
+        window.close()
+        with anyio.fail_after(LIMIT):
+            assert await window.process.wait() == 0
+
+
 async def test_a_hangup_with_the_terminal_still_there_reloads(tmp_path: Path) -> None:
     async with _serving_on_terminal(write_config(tmp_path, {"m": fake_runner()})) as window:
         await window.shows("serves on")

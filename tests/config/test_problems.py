@@ -93,7 +93,7 @@ def problems(toml: str) -> list[str]:
         ("server.listen = ['a..b:1']", "server.listen[0]: 'a..b' is no host"),
         *(
             (f"server.origins = ['{text}']", f"server.origins[0]: expected an origin such as \"https://ai.example.com\", or \"*\" for all, not '{text}'")
-            for text in ("ai.example.com", "https://", "https://a/b", "https://u@a", "//a", "https://a/?q")
+            for text in ("https://*.example.com", "https://a:b", "http://[x", "https://m\u00fcller.de", "ai.example.com", "https://", "https://a/b", "https://u@a", "//a", "https://a/?q")
         ),
         ("models.a = { engine = 'imagegen', path = 3 }", "models.a.path: expected a string, got an integer"),
         ("models.a = { engine = 'imagegen', path = 1979-05-27 }", "models.a.path: expected a string, got date"),

@@ -65,6 +65,18 @@ async def test_all_addresses_are_open_or_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_all_addresses_beside_one_of_them_is_a_mistake_of_the_list() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(Conflict, match=f"0.0.0.0:{port} is taken by another program"):
+            async with listening([f"[::1]:{port}", f"0.0.0.0:{port}"]):
+                pass
+    with pytest.raises(ConfigError, match="another address of the list is a part of it"):
+        async with listening([f"127.0.0.1:{port}", f"0.0.0.0:{port}"]):
+            pass
+
+
+@pytest.mark.anyio
 async def test_a_file_in_the_way_of_a_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious"
     path.write_text("words")
