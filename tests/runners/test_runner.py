@@ -142,6 +142,7 @@ class TestLife:
     async def test_it_can_be_stopped_while_it_starts(self, phase: str) -> None:
         async with Gate() as gate, stage(f"gate@{phase}={gate.path}") as it:
             await gate.arrival()
+            await until(lambda: it.runner.pid > 0)  # it may be at the gate before we know that it was born
             pid = it.runner.pid
             it.runner.stop()
             gone = await it.tells(RunnerGone)
