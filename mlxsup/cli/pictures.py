@@ -119,16 +119,13 @@ def _reason(error: OSError) -> str:
 
 def _try(path: Path) -> None:
     """Find out whether a picture could be written there."""
-    if _is_special(path):
-        if not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return
     place = _place(path)
     if place.exists() and not os.access(place, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    descriptor, name = _beside(place)
-    os.close(descriptor)
-    Path(name).unlink()
+    if not _is_special(path):
+        descriptor, name = _beside(place)
+        os.close(descriptor)
+        Path(name).unlink()
 
 
 def _beside(place: Path) -> tuple[int, str]:

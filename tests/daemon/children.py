@@ -113,6 +113,12 @@ class Daemon:
         self.url = url
         self.http = http
 
+    async def load(self, model: str) -> int:
+        """Have a model loaded; returns the pid of its runner."""
+        async with self.http.post("/models/load", json={"model": model}) as answer:
+            assert answer.status == 200
+        return await self.pid_of(model)
+
     async def pid_of(self, model: str) -> int:
         """The pid of a model's runner, -1 without one."""
         async with self.http.get("/runners") as answer:

@@ -64,9 +64,7 @@ async def test_five_hundred_half_open_requests_change_nothing_and_are_left(tmp_p
 async def test_without_descriptors_it_says_so_and_works_again_when_there_are_some(tmp_path: Path) -> None:
     quick = {**fake_runner(), "probe_interval": "0.1s"}
     async with serving(write_config(tmp_path, {"m": quick, "n": fake_runner()})) as daemon:
-        async with daemon.http.post("/models/load", json={"model": "m"}) as answer:
-            assert answer.status == 200
-        pid, runner = daemon.child.pid, await daemon.pid_of("m")
+        pid, runner = daemon.child.pid, await daemon.load("m")
         usual = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, usual[1]))
         async with aiohttp.ClientSession(daemon.url, timeout=aiohttp.ClientTimeout(total=LIMIT)) as other:

@@ -30,10 +30,7 @@ async def test_models_come_go_and_change_while_others_work_on(tmp_path: Path) ->
         busy = fake_runner(f"tokens=2; gate@1={gate.path}")
         config = write_config(tmp_path, {"busy": busy, "changed": fake_runner(), "gone": fake_runner()})
         async with serving(config) as daemon:
-            for name in ("changed", "gone"):
-                async with daemon.http.post("/models/load", json={"model": name}) as answer:
-                    assert answer.status == 200
-            old = [await daemon.pid_of("changed"), await daemon.pid_of("gone")]
+            old = [await daemon.load("changed"), await daemon.load("gone")]
             async with daemon.http.post("/completion", json={"model": "busy", "prompt": "p"}) as answer:
                 await answer.content.readline()
                 arrival = await gate.arrival()
@@ -58,9 +55,7 @@ async def test_models_come_go_and_change_while_others_work_on(tmp_path: Path) ->
 async def test_a_mistake_leaves_all_as_it_was(tmp_path: Path) -> None:
     config = write_config(tmp_path, {"m": fake_runner()})
     async with serving(config) as daemon:
-        async with daemon.http.post("/models/load", json={"model": "m"}) as answer:
-            assert answer.status == 200
-        pid = await daemon.pid_of("m")
+        pid = await daemon.load("m")
         right = config.read_text()
         config.write_text(right.replace("engine", "engin"))
         daemon.child.send(signal.SIGHUP)
@@ -82,9 +77,7 @@ async def test_a_mistake_leaves_all_as_it_was(tmp_path: Path) -> None:
 async def test_a_file_that_is_none_any_more_leaves_all_as_it_was(tmp_path: Path, becomes: str, why: str) -> None:
     config = write_config(tmp_path, {"m": fake_runner()})
     async with serving(config) as daemon:
-        async with daemon.http.post("/models/load", json={"model": "m"}) as answer:
-            assert answer.status == 200
-        pid = await daemon.pid_of("m")
+        pid = await daemon.load("m")
         right = config.read_text()
         config.unlink()
         if becomes == "a pipe":

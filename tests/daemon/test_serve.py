@@ -24,9 +24,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.loops("asyncio")]  # the daemon bri
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_ends_it_with_0_and_no_runner_is_left(which: signal.Signals, tmp_path: Path) -> None:
     async with serving(write_config(tmp_path, {"m": fake_runner()})) as daemon:
-        async with daemon.http.post("/models/load", json={"model": "m"}) as answer:
-            assert answer.status == 200
-        pid = await daemon.pid_of("m")
+        pid = await daemon.load("m")
         assert alive(pid)
         daemon.child.send(which)
         assert await daemon.child.ended() == 0

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import concurrent.futures
 import itertools
 import logging
 import os
 import random
 import sys
-import threading
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -40,14 +38,12 @@ LANES = 2
 LAPS = 8
 WARM_UP = 1000
 """Cycles before the first look, more if a lap is longer: caches must be full, and the heap have found its size."""
-THREADS = 4
 FRAMES = 12
 SHOWN = 25
 
 
 async def run(cycles: int, *, trace: bool) -> list[Look]:
     """Get warm, then go through so many cycles in laps, and look around after each."""
-    asyncio.get_running_loop().set_default_executor(_full_executor())
     share = cycles // LAPS // LANES
     before: tracemalloc.Snapshot | None = None
     async with Supervisor(parse({"models": models(LANES)}, KEYS)) as sup, AsyncExitStack() as stack:
@@ -113,14 +109,6 @@ async def _client(sup: Supervisor, stack: AsyncExitStack) -> aiohttp.ClientSessi
     await web.UnixSite(runner, path).start()
     connector = aiohttp.UnixConnector(path, force_close=True)
     return await stack.enter_async_context(aiohttp.ClientSession("http://localhost", connector=connector))
-
-
-def _full_executor() -> concurrent.futures.ThreadPoolExecutor:
-    """An executor that has all the threads it will ever have: a new one would be taken for growth."""
-    executor = concurrent.futures.ThreadPoolExecutor(THREADS)
-    meeting = threading.Barrier(THREADS)
-    concurrent.futures.wait([executor.submit(meeting.wait) for _ in range(THREADS)])
-    return executor
 
 
 def _show(before: tracemalloc.Snapshot, after: tracemalloc.Snapshot) -> None:
