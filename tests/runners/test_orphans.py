@@ -69,7 +69,7 @@ async def test_nothing_of_a_runner_stays_in_the_table() -> None:
             pids = [await it.heard.number(f"{name} ") for name in ("ended", "lasting", "away")]
             await until(lambda: not alive(pids[0]))
             assert all(map(psutil.pid_exists, pids))
-            assert {psutil.Process(pid).ppid() for pid in pids} == {os.getpid()}
+            await until(lambda: {psutil.Process(pid).ppid() for pid in pids} == {os.getpid()})
             it.process.signal_group(signal.SIGKILL)
             await it.watcher
             assert await it.process.sweep() == []

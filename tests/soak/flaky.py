@@ -91,6 +91,7 @@ def _turn(files: Sequence[str], jobs: int, more: Sequence[str]) -> tuple[int, li
             "no:cacheprovider",
             "-n",
             str(jobs),
+            "--dist=worksteal",
             f"--junitxml={found}",
         ]
         with output.open("wb") as file:
