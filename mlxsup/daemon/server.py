@@ -22,7 +22,7 @@ from mlxsup.daemon.addresses import is_local, written
 from mlxsup.daemon.listen import listening
 from mlxsup.daemon.reloading import reload_on_hangup
 from mlxsup.daemon.signals import captured, hangups
-from mlxsup.daemon.systemd import notify
+from mlxsup.daemon.systemd import notify, report_life
 from mlxsup.supervisor import Supervisor
 
 _LAST_BYTES: Final = 2.0
@@ -72,6 +72,7 @@ async def _serve(settings: Settings, reread: Callable[[], Settings]) -> int:
     stop = _Stop()
     with captured(stop.on_signal), hangups(stop.on_terminal_gone) as hung_up:
         async with (
+            _beside(report_life()),
             listening(settings.server.listen) as sockets,
             Supervisor(settings) as sup,
             _beside(_force(sup, stop), _notice_end(sup, stop), reload_on_hangup(sup, reread, hung_up)),

@@ -24,7 +24,7 @@ from mlxsup.daemon import logging as daemon_logging
 from mlxsup.daemon.addresses import is_local, local_url, written
 from mlxsup.daemon.listen import listening
 from mlxsup.daemon.signals import captured
-from mlxsup.daemon.systemd import notify
+from mlxsup.daemon.systemd import notify, watchdog_limit
 from mlxsup.errors import ConfigError, Conflict
 
 LIMIT = 10.0
@@ -199,6 +199,21 @@ def test_the_service_manager_hears_of_it(abstract: bool, tmp_path: Path, monkeyp
 def test_no_service_manager_is_no_error(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", place)
     notify("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("limit", "pid", "seconds"),
+    [
+        *(("30000000", "", 30.0), ("500000", str(os.getpid()), 0.5)),
+        *(("30000000", "1", 0.0), ("", "", 0.0), ("soon", "", 0.0), ("-1", "", 0.0), ("\N{SUPERSCRIPT TWO}", "", 0.0)),
+    ],
+)
+def test_a_watchdog_is_heard_of_only_by_the_process_it_is_for(
+    limit: str, pid: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WATCHDOG_USEC": limit, "WATCHDOG_PID": pid}.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    assert watchdog_limit() == seconds
 
 
 def logged(path: Path) -> list[str]:

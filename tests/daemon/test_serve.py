@@ -133,6 +133,27 @@ async def test_systemd_is_told_when_it_is_ready_and_when_it_stops(tmp_path: Path
             assert manager.recv(100) == b"STOPPING=1"
 
 
+async def test_the_watchdog_of_systemd_hears_of_it_from_before_it_is_ready_until_it_ends(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(LIMIT)
+        config = write_config(tmp_path, {"m": fake_runner()})
+        # A queue of messages that nobody takes is short: /proc/sys/net/unix/max_dgram_qlen.
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000"}
+        async with serving(config, env=env) as daemon:
+            heard = [manager.recv(100) for _ in range(3)]
+            assert sorted(heard) == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+            daemon.child.send(signal.SIGSTOP)
+            manager.settimeout(2.5)
+            with pytest.raises(TimeoutError):
+                while True:
+                    assert manager.recv(100) == b"WATCHDOG=1"
+            daemon.child.send(signal.SIGCONT)
+            assert manager.recv(100) == b"WATCHDOG=1"
+            daemon.child.send(signal.SIGTERM)
+            assert await daemon.child.ended() == 0
+
+
 async def test_runner_output_and_requests_are_lines_of_json_with_their_facts(tmp_path: Path) -> None:
     async with serving(write_config(tmp_path, {"m": fake_runner("stderr=hello there")})) as daemon:
         async with daemon.http.post("/models/load", json={"model": "m"}, headers={"x-request-id": "r1"}):
