@@ -396,6 +396,7 @@ class TestStatus:
             loading = asyncio.create_task(sup.load("m"))
             arrival = await gate.arrival()
             assert (report(sup).state, report(sup).queue) == ("starting", 1)
+            await until(lambda: report(sup).pid > 0)  # it may be at the gate before we know that it was born
             assert alive(report(sup).pid)
             arrival.go()
             await loading

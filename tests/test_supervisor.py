@@ -311,6 +311,7 @@ class TestCrash:
             sup = await supervisor(f"gate@loading={gate.path}").__aenter__()
             waiting = [asyncio.create_task(sup.load("m")), asyncio.create_task(words(sup))]
             await gate.arrival()
+            await until(lambda: report(sup).pid > 0)  # its program may run before its spawn is noted
             pid = report(sup).pid
             with anyio.fail_after(LIMIT):
                 await self.crash(sup, monkeypatch)

@@ -53,6 +53,7 @@ async def test_a_clock_that_is_set_ends_nothing_early(
         if phase == "1":
             unload = asyncio.create_task(sup.unload("m"))
         await state_is(sup, {"loading": "starting", "1": "draining", "sigterm": "stopping"}[phase])
+        await until(lambda: report(sup).pid > 0)  # it may be at the gate before we know that it was born
         before = report(sup)
         set_clock(days * DAY)
         await asyncio.sleep(1.5)  # time for a look or more, and for every timer to be set anew
