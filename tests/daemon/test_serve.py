@@ -180,9 +180,7 @@ async def test_a_client_that_asks_while_it_starts_waits_instead_of_being_refused
 
 async def test_killed_it_leaves_no_runner(tmp_path: Path) -> None:
     async with serving(write_config(tmp_path, {"m": fake_runner()})) as daemon:
-        async with daemon.http.post("/models/load", json={"model": "m"}):
-            pass
-        pid = await daemon.pid_of("m")
+        pid = await daemon.load("m")
         os.kill(daemon.child.pid, signal.SIGKILL)
         assert await daemon.child.ended() == -signal.SIGKILL
         with anyio.fail_after(LIMIT):
