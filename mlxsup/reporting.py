@@ -14,7 +14,7 @@ from mlxsup.scheduling.ledger import SLOTS, UNNOTICED, Account, Ledger
 from mlxsup.scheduling.scheduler import ModelView
 from mlxsup.sizes import rounded_size
 
-_WHYS_AND_HOWS = re.compile("[:;] ")
+_WHYS_AND_HOWS = re.compile(r"[:;] | \(")
 """Where a reason goes into the figures behind it."""
 
 

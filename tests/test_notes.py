@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from mlxsup import Supervisor
-from mlxsup.errors import DoesNotFit, LoadFailed
+from mlxsup.errors import DoesNotFit, LoadFailed, RunnerDied
 from mlxsup.testing import EventRecorder, Gate, fake_runner
 from tests import waiting
 
@@ -67,6 +67,17 @@ async def test_growth_by_200_megabytes_is_seen_within_two_seconds(caplog: pytest
         await until(lambda: ("a", "ready", "ready") in told(events, "were reserved"))
         assert "of cpu where 64.0 MiB were reserved" in caplog.text
         arrival.go()
+
+
+async def test_the_note_of_one_that_has_just_died_ends_before_the_figures() -> None:
+    async with Supervisor(settings(a=small("crash@1"))) as sup:
+        with anyio.fail_after(LIMIT), pytest.raises(RunnerDied):
+            await words(sup, "a")
+        notes = set()
+        while sup.report("a").state == "stopping":
+            notes.add(note(sup, "a"))
+            await asyncio.sleep(0)
+        assert notes == {"the runner of a died"}
 
 
 async def test_a_device_that_runs_low_is_told_until_there_is_room_again() -> None:

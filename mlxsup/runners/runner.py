@@ -125,6 +125,7 @@ class Runner:
         self._session: aiohttp.ClientSession | None = None
         self._probe: Probe | None = None
         self._readiness: Readiness | None = None
+        self._ready_pipe: asyncio.BaseTransport | None = None
         self._output = OutputRecord(self._log_line, engine.noise)
         self._stopping = asyncio.Event()
         self._interrupted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -329,12 +330,9 @@ class Runner:
         self._session = open_session(self.address, self.model.connect_timeout)
         self._probe = Probe(self.model, self._engine, self.address, self._session)
         self._readiness = Readiness(self.model, self._process, self.address, self._probe, self._load_timeout)
-        transport = None if ready_fd is None else await listen_for_ready_byte(ready_fd, self._on_ready_byte)
-        try:
-            await self._readiness.wait(self._interrupted)
-        finally:
-            if transport is not None:
-                transport.close()
+        if ready_fd is not None:  # kept open: who writes only after a probe has told us must not end by SIGPIPE
+            self._ready_pipe = await listen_for_ready_byte(ready_fd, self._on_ready_byte)
+        await self._readiness.wait(self._interrupted)
 
     async def _spawn(self, launch: Launch) -> int | None:
         """Start the process; returns the reading end of its ready pipe, if it has one."""
@@ -399,7 +397,7 @@ class Runner:
             log.exception("unexpected failure while ending %s", self.model.name)
 
     async def _end_and_see(self) -> None:
-        process, session = self._process, self._session
+        process, session, ready_pipe = self._process, self._session, self._ready_pipe
         if process is not None and not process.is_ours:
             return  # this is a child that the program has forked
         if process is not None:
@@ -414,11 +412,13 @@ class Runner:
             if self._watcher is not None:
                 await asyncio.wait({self._watcher})
             self._guard.forget(process.pid)
+        if ready_pipe is not None:
+            ready_pipe.close()
         if session is not None:
             await session.close()
         if self.address is not None:
             self._addresses.forget(self.address)
-        self._process = self._session = None
+        self._process = self._session = self._ready_pipe = None
 
     def _unwanted_end(self) -> MlxsupError:
         if self._wedged:

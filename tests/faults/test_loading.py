@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,28 @@ from mlxsup.testing import Gate, fake_runner
 from tests.waiting import LIMIT, until
 
 from .house import Record, alive, collect, report, state_is, supervisor, words
+
+LATE = """
+import http.server, os, signal, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def reply(self, body):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.reply(b"")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        os.write(int(sys.argv[2]), b"1")
+        self.reply(b'{"content":"alive","done":true}\\n')
+
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in programs that are not Python's
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
 
 
 @pytest.mark.parametrize("address", ["unix", "tcp"])
@@ -85,6 +108,14 @@ async def test_runner_that_announces_itself_needs_no_probe() -> None:
     async with supervisor(m=fake_runner("load=0.3; wedge@start", announce=True)) as sup:
         with anyio.fail_after(LIMIT):
             await sup.load("m")
+
+
+async def test_who_announces_itself_after_a_probe_was_answered_lives() -> None:
+    command = [sys.executable, "-I", "-c", LATE, "{port}", "{ready_fd}"]
+    async with supervisor(m={"engine": "command", "memory": "1MiB", "command": command}) as sup:
+        with anyio.fail_after(LIMIT):
+            assert words(await collect(sup)) == "alive"
+        assert report(sup).state == "ready"
 
 
 async def test_the_load_goes_on_when_the_first_caller_leaves(tmp_path: Path) -> None:

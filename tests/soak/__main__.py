@@ -43,9 +43,9 @@ def main() -> int:
     took = time.monotonic() - began
     failed = False
     for loop, looks in found.items():
-        if looks is None:
+        if isinstance(looks, str):
             failed = True
-            console.print(f"{loop}: ended before its time", style="red")
+            console.print(f"{loop}: ended before its time: {looks}", style="red", markup=False, highlight=False)
             continue
         console.print(_table(loop, looks))
         grown = _growth(looks)
@@ -66,33 +66,41 @@ def main() -> int:
     return int(failed)
 
 
-async def _soak(cycles: int) -> tuple[dict[str, list[Look] | None], dict[str, str]]:
+async def _soak(cycles: int) -> tuple[dict[str, list[Look] | str], dict[str, str]]:
     """Lead the lives, and beside them serve a crowd; returns what was counted and what was wrong with the crowd, by loop."""
     laps = asyncio.gather(*(_laps(loop, cycles) for loop in LOOPS))
     crowds = asyncio.gather(*(_crowd(loop) for loop in LOOPS))
     return dict(zip(LOOPS, await laps, strict=True)), dict(zip(LOOPS, await crowds, strict=True))
 
 
-async def _laps(loop: str, cycles: int, *options: str) -> list[Look] | None:
-    status, out = await _program("tests.soak.laps", loop, str(cycles), *options)
-    return msgspec.json.decode(out, type=list[Look]) if status == 0 else None
+async def _laps(loop: str, cycles: int, *options: str) -> list[Look] | str:
+    """Lead the lives on one loop; returns what was counted, or what it said last if it failed."""
+    status, out, said = await _program("tests.soak.laps", loop, str(cycles), *options)
+    return msgspec.json.decode(out, type=list[Look]) if status == 0 else _last_lines(said) or f"exit code {status}"
 
 
 async def _crowd(loop: str) -> str:
-    status, out = await _program("tests.soak.crowd", loop)
-    return out.decode().strip() or ("ended before its time" if status else "")
+    status, out, said = await _program("tests.soak.crowd", loop)
+    return out.decode().strip() or (f"ended before its time: {_last_lines(said)}" if status else "")
 
 
-async def _program(*words: str) -> tuple[int, bytes]:
-    """Run a module of Python with warnings as errors; returns its exit code and what it printed."""
+async def _program(*words: str) -> tuple[int, bytes, bytes]:
+    """Run a module of Python with warnings as errors; returns its exit code, its output, and its errors, which are shown too."""
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(sys.executable, "-W", "error", "-m", *words, stdout=pipe, cwd=ROOT)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "error", "-m", *words), stdout=pipe, stderr=pipe, cwd=ROOT
+    )
     try:
-        out, _ = await process.communicate()
+        out, said = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
-    return process.returncode or 0, out
+    sys.stderr.write(said.decode(errors="replace"))
+    return process.returncode or 0, out, said
+
+
+def _last_lines(said: bytes) -> str:
+    return "\n".join(said.decode(errors="replace").splitlines()[-2:])
 
 
 def _table(loop: str, looks: list[Look]) -> Table:
