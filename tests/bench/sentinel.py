@@ -61,7 +61,8 @@ async def _kill_ours() -> tuple[float | None, float | None]:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         record = Record(Path(folder))
         models = {f"m{index}": fake_runner(f"record={record.path}; {SCENARIO}") for index in range(RUNNERS)}
-        return await _kill(record, "-m", "tests.faults.keeper", loop_name(), json.dumps(models), json.dumps([*models]))
+        states = json.dumps(dict.fromkeys(models, "ready"))
+        return await _kill(record, "-m", "tests.faults.keeper", loop_name(), json.dumps(models), states)
 
 
 async def _kill_bare() -> tuple[float | None, float | None]:
