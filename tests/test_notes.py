@@ -11,6 +11,7 @@ import pytest
 
 from mlxsup import Supervisor
 from mlxsup.errors import DoesNotFit, LoadFailed, RunnerDied
+from mlxsup.runners.process import Process
 from mlxsup.testing import EventRecorder, Gate, fake_runner
 from tests import waiting
 
@@ -69,15 +70,20 @@ async def test_growth_by_200_megabytes_is_seen_within_two_seconds(caplog: pytest
         arrival.go()
 
 
-async def test_the_note_of_one_that_has_just_died_ends_before_the_figures() -> None:
+async def test_the_note_of_one_that_has_just_died_ends_before_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, looked = Process.sweep, anyio.Event()
+
+    async def sweep_later(process: Process) -> list[int] | None:
+        await looked.wait()
+        return await sweep(process)
+
+    monkeypatch.setattr(Process, "sweep", sweep_later)
     async with Supervisor(settings(a=small("crash@1"))) as sup:
         with anyio.fail_after(LIMIT), pytest.raises(RunnerDied):
             await words(sup, "a")
-        notes = set()
-        while sup.report("a").state == "stopping":
-            notes.add(note(sup, "a"))
-            await asyncio.sleep(0)
-        assert notes == {"the runner of a died"}
+        found = sup.report("a")
+        looked.set()
+        assert (found.state, found.note) == ("stopping", "the runner of a died")
 
 
 async def test_a_device_that_runs_low_is_told_until_there_is_room_again() -> None:

@@ -16,28 +16,6 @@ from tests.waiting import LIMIT, until
 
 from .house import Record, alive, collect, report, state_is, supervisor, words
 
-LATE = """
-import http.server, os, signal, sys
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def reply(self, body):
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        self.reply(b"")
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        os.write(int(sys.argv[2]), b"1")
-        self.reply(b'{"content":"alive","done":true}\\n')
-
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in programs that are not Python's
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
-"""
-
 
 @pytest.mark.parametrize("address", ["unix", "tcp"])
 async def test_loading_for_ever_times_out_with_stage_and_last_words(address: Any) -> None:
@@ -108,6 +86,29 @@ async def test_runner_that_announces_itself_needs_no_probe() -> None:
     async with supervisor(m=fake_runner("load=0.3; wedge@start", announce=True)) as sup:
         with anyio.fail_after(LIMIT):
             await sup.load("m")
+
+
+LATE = """
+import http.server, os, signal, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def reply(self, body):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.reply(b"")
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        os.write(int(sys.argv[2]), b"1")
+        self.reply(b'{"content":"alive","done":true}\\n')
+
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # as in programs that are not Python's
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
 
 
 async def test_who_announces_itself_after_a_probe_was_answered_lives() -> None:
